@@ -49,12 +49,13 @@ Judge = Callable[[NDArray[np.uint8]], dict[str, float]]
 
 def spread_lines(lines: NDArray[np.bool_], tolerance: int) -> NDArray[np.bool_]:
     """The pixels (n, H, W) up to so many rows and columns away from a line."""
-    spread = lines.copy()
+    spread = lines
     for axis in (1, 2):
-        for shift in range(1, tolerance + 1):
-            for signed in (shift, -shift):
-                spread |= np.roll(lines, signed, axis)  # images have black borders mostly
-        lines = spread.copy()
+        n, margins = lines.shape[axis], [(0, 0)] * 3
+        margins[axis] = (tolerance, tolerance)
+        padded = np.pad(spread, margins)
+        shifted = [padded.take(range(i, i + n), axis) for i in range(2 * tolerance + 1)]
+        spread = np.logical_or.reduce(shifted)
     return spread
 
 

@@ -16,8 +16,8 @@ All are measured on the same validation images, in the features of a small class
 
 psnr      of reconstructions, in dB
 rfid      Fréchet distance between reconstructions and images
-pfid      the same for reconstructions from perturbed codes: PERTURBED of them replaced by one of the NEAREST codes (pFID, Qiu et
-          al. 2025)
+pfid      the same for reconstructions from perturbed codes, as stage=evaluate has it: PERTURBED of an image's codes replaced by
+          one of the NEAREST (pFID, Qiu et al. 2025)
 gfid      the same for as many samples of the prior as there are images; those of one prior and seed are the same codes
 nats      per image under the prior, on the validation images' codes
 codes     equally frequent codes of the same entropy (perplexity)
@@ -56,7 +56,7 @@ from prior.decoding.generate import generate
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
 from vqgan.load import load_tokenizer
-from vqgan.losses.code_changes import Perturb, replace_codes
+from vqgan.perturbing import perturb_codes
 from vqgan.tokenizer import Tokenizer
 
 PERTURBED, NEAREST = 0.2, 8
@@ -160,15 +160,13 @@ class Meter:
         tokenizer = tokenizer.eval().to(self.device)
         figures = self.judge.measure(tokenizer)
         use = CodebookUse(tokenizer.K or 0, tokenizer.num_codebooks).to(self.device)
-        perturb = Perturb(PERTURBED, NEAREST)
         perturbed: list[Tensor] = []
-        torch.manual_seed(0)
         for x in iterate_validation(self.data, self.device):
             q = tokenizer.encode(x)
             assert q.indices is not None
             use.update(q.indices)
-            z_q = replace_codes([perturb], tokenizer.quantizer, q, None)
-            perturbed.append(to_uint8(tokenizer.decode(z_q)).cpu())
+            codes = perturb_codes(tokenizer.quantizer, q.indices, PERTURBED, NEAREST)
+            perturbed.append(to_uint8(tokenizer.decode_indices(codes)).cpu())
         return {
             "psnr": float(figures["psnr"] or 0),
             "rfid": float(figures["frechet_proxy"] or 0),

@@ -606,8 +606,12 @@ class ImageDataModule(BatchDataModule):
 
     def preprocess(self, images: Tensor) -> Tensor:
         """Pixels (B, C, h, w), at least of image_size -> model input: their middle, float in [-1, 1] (see to_model_input)."""
+        return to_model_input(self.crop_middle(images))
+
+    def crop_middle(self, images: Tensor) -> Tensor:
+        """The middle of images (B, C, h, w), of image_size: the pixels of what a model sees."""
         rows, columns = (
             slice((have - size) // 2, (have - size) // 2 + size)
             for have, size in zip(images.shape[-2:], self.image_size, strict=True)
         )
-        return to_model_input(images[..., rows, columns])
+        return images[..., rows, columns]

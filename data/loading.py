@@ -34,7 +34,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ignore_group_signals(_: int) -> None:
+def ignore_group_signals(_: int) -> None:
     """Let worker processes ignore signals that are sent to the whole process group.
 
     The main process handles these and stops its workers when it no longer needs them. A worker dies of a second SIGTERM,
@@ -122,7 +122,7 @@ class BatchDataModule(L.LightningDataModule, ABC):
             # A reader that is killed while it writes to a pipe would leave the thread that pins waiting for the rest.
             pin_memory=torch.cuda.is_available() and not uses_pipes,
             collate_fn=pipe_batch if uses_pipes else share_batch,
-            worker_init_fn=_ignore_group_signals,
+            worker_init_fn=ignore_group_signals,
             # Without a generator the loader would draw its seed from the model's random numbers.
             generator=torch.Generator().manual_seed(self.seed),
             patience=self.patience,

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.matching import NONE, SEVERAL, clean_path, place_names
+from codegrid.data.matching import NONE, SEVERAL, below, clean_path, place_names
+from codegrid.data.source import FileSource
 from codegrid.data.split import Names
 from codegrid.engine.errors import InputError
 
@@ -55,11 +56,10 @@ def pair_images(
     same, rest = (readable_names(others, each) for each in (split, other_split(split)))
     if is_numbered(names) or is_numbered(same):
         check_same_numbers(images, others, setting)
-    rows = pair_names(list(map(str, names)), list(map(str, same)))
-    lacking = np.flatnonzero(rows == NONE)
-    if len(lacking) and others.source("train").shares_names(others.source("val")):
-        beyond = pair_names([str(names[row]) for row in lacking.tolist()], list(map(str, rest)))
-        rows[lacking] = np.where(beyond >= 0, beyond + len(same), beyond)
+    share_names = others.source("train").shares_names(others.source("val"))
+    # All at once: the way in which names are read must not depend on what lies in the other split.
+    candidates = [*same, *rest] if share_names else same
+    rows = pair_names(list(map(str, names)), list(map(str, candidates)))
     for fault, what in ((NONE, "have no partner among"), (SEVERAL, "have several partners among")):
         if (wrong := np.flatnonzero(rows == fault)).size:
             named = ", ".join(str(names[row]) for row in wrong[:NAMED])
@@ -69,6 +69,37 @@ def pair_images(
                 "the names of their files, so give each image one of the same name"
             )
     return rows
+
+
+def pair_rows(
+    images: ImageDataModule, others: Sequence[str]
+) -> tuple[list[str], NDArray[np.int64]]:
+    """The names of the images to train on and then of those to validate, and the place of each among `others`; NONE or SEVERAL for
+    an image that has no place there, or none of its own.
+
+    Images of two folders are known by their paths below the folder that holds both, or else by those below their own.
+    """
+    train, val = images.source("train"), images.source("val")
+    own = [str(name) for source in (train, val) for name in source.names()]
+    if not (isinstance(train, FileSource) and isinstance(val, FileSource)):
+        return own, refuse_shared(pair_names(own, others))
+    roots = [source.root.resolve().as_posix() for source in (train, val)]
+    common = posixpath.commonpath(roots)
+    below_common = [below(clean_path(other), f"{common}/") or other for other in others]
+    names = [
+        posixpath.normpath(posixpath.join(posixpath.relpath(root, common), str(name)))
+        for root, source in zip(roots, (train, val), strict=True)
+        for name in source.names()
+    ]
+    rows = refuse_shared(pair_names(names, below_common))
+    by_own = refuse_shared(pair_names(own, others))
+    return names, by_own if (by_own >= 0).sum() > (rows >= 0).sum() else rows
+
+
+def refuse_shared(places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places, of which those that occur several times are SEVERAL."""
+    _, inverse, counts = np.unique(places, return_inverse=True, return_counts=True)
+    return np.where((places >= 0) & (counts[inverse] > 1), SEVERAL, places)
 
 
 def other_split(split: str) -> str:

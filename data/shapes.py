@@ -24,6 +24,7 @@ OUTLINES_VERSION = 1  # the same of outlines
 RADIUS = (12.0, 28.0)  # half the extent of a shape, in pixels of a 64x64 image
 MIN_ASPECT = 0.35  # of 1
 CENTRES = (0.12, 0.88)  # where centres of shapes lie, from edge to edge of the image
+STAR_NOTCH = 0.45  # of a star's radius: how far its notches are from its centre
 LEAST_LEVEL = 102  # of the brightest channel of a shape's colour, in 8 bits
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
 LEAST_EDGE = (
@@ -52,7 +53,7 @@ def _oval(u: Array, v: Array, r: Array, a: Array) -> NDArray[np.bool_]:
 
 def _star(u: Array, v: Array, r: Array, a: Array) -> NDArray[np.bool_]:
     # In polar coordinates, the edge of a five-pointed star is a straight line from each tip to the next notch.
-    tip, notch, half = r, 0.45 * r, np.pi / 5
+    tip, notch, half = r, STAR_NOTCH * r, np.pi / 5
     angle = np.abs((np.arctan2(u, v) + half) % (2 * half) - half)
     radius = np.hypot(u, v)
     along, across = radius * np.cos(angle), radius * np.sin(angle)

@@ -215,10 +215,12 @@ def _add_tokens(node: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _add_evaluation(node: dict[Any, Any]) -> dict[Any, Any]:
-    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes and the curve of rates, which earlier
-    versions did not have."""
+    """The settings of stage=evaluate, also in a pipeline, without the judge of shapes, the curve of rates, perturbed codes, the
+    linear probe and the reference, which earlier versions did not have."""
     evaluates = {"inception", "proxy", "neighbours"} <= node.keys()
-    earlier = {"validity": 0, "rates": False}
+    earlier = {
+        "validity": 0, "rates": False, "perturb": 0, "perturb_nearest": 8, "probe": 0, "reference": None, "rounding": None,
+    }  # fmt: skip
     return {**node, **{k: v for k, v in earlier.items() if k not in node}} if evaluates else node
 
 

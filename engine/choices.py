@@ -12,6 +12,8 @@ CHECKPOINT_GROUPS = {
     "sample": (*FIRST_STAGE, "prior"),
     "evaluate": (*FIRST_STAGE, "prior"),
     "export": ("model", "quantizer", "prior"),
+    "compress": ("model", "quantizer", "prior"),
+    "decompress": ("model", "quantizer", "prior"),
 }
 
 

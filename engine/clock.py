@@ -43,6 +43,12 @@ class Budget:
         by_time = seconds / (60 * self.max_minutes) if self.max_minutes else 0.0
         return Now(step, min(1.0, max(by_steps, by_time)))
 
+    def now_at(self, mark: Mark) -> Now:
+        """Where a run is at a moment, as far as its steps say that of a step."""
+        if isinstance(mark, int):
+            return self.now(mark, 0.0)
+        return Now(math.ceil(mark * (self.max_steps or 0)), mark)
+
     def reaches(self, mark: Mark) -> bool:
         """Whether a run makes an update at a moment or after it, as far as its steps decide that."""
         steps = self.max_steps

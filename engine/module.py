@@ -49,6 +49,9 @@ class ClockedModule(L.LightningModule, ABC):
         self.step = 0
         self.seconds = 0.0
         self.is_updating = False  # whether an update has begun and not ended
+        self.replaced: tuple[
+            str, ...
+        ] = ()  # beginnings of the names of learned weights that this update has placed anew
         self.vitals: dict[str, Tensor] = {}  # the last value of each logged term
         self._terms: dict[str, Tensor] = {}  # the same, for the log: no callback empties it
         # The first step with a NaN or infinite loss or gradient; -1: none. On the module's device from the first update on.

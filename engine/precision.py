@@ -31,6 +31,22 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     return torch.autocast(device.type, enabled=False)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32 unless it is in float64: a float32 island of a network that may run in float64 as a whole."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@contextmanager
+def default_float64() -> Iterator[None]:
+    """Inside, new tensors of floats are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def choose_memory_format(device: torch.device) -> torch.memory_format:
     """The memory format in which networks of convolutions and GroupNorm are fastest, docs/speed.md.
 

@@ -19,11 +19,14 @@ PATHS = (
     "decoder",
     "features",
     "features_dir",
+    "files",
     "from",
     "init",
+    "reference",
     "resume",
     "run_dir",
     "runs",
+    "samples",
     "data.files",
     "data.labels",
     "data.path",
@@ -58,14 +61,16 @@ TEXTS = (
     "hydra.sweeper.study_name",
 )
 # Elsewhere they may be settings of other meaning: of quantizers, and of classes of the user's own.
-TOP_LEVEL = ("from", "init", "codes", "decoder")
+TOP_LEVEL = ("from", "init", "codes", "decoder", "files")
 LISTS = (
+    "files",
     "runs",
     "data.classes",
     "data.columns",
     "data.files",
     "wandb.tags",
 )  # several texts, or one
+OR_NUMBERS = ("samples",)  # a file, or how many
 # What exists already, or nothing: `false` has always meant null here.
 OPTIONAL = (
     "ckpt",
@@ -76,6 +81,7 @@ OPTIONAL = (
     "features",
     "from",
     "init",
+    "reference",
     "resume",
     "data.labels",
     "data.val_labels",
@@ -99,6 +105,11 @@ def is_optional(key: str) -> bool:
     return ends_with(key, OPTIONAL)
 
 
+def may_be_number(key: str) -> bool:
+    """Whether the setting of this dotted key is a path or a number."""
+    return ends_with(key, OR_NUMBERS)
+
+
 def ends_with(key: str, names: Sequence[str]) -> bool:
     """Whether a dotted key is one of `names`, or ends with one that may be at any depth."""
     endings = tuple(f".{name}" for name in names if name not in TOP_LEVEL)
@@ -113,6 +124,8 @@ def read_text(key: str, value: Any) -> Any:
         return [read_text(key, each) for each in value]
     if value is None or (value is False and is_optional(key)):
         return None
+    if isinstance(value, int | float) and may_be_number(key):
+        return value
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return expand_home(text) if is_path(key) else text
 

@@ -19,7 +19,7 @@ from omegaconf.errors import GrammarParseError
 
 from codegrid.engine.defaults import CONF
 from codegrid.engine.errors import InputError
-from codegrid.engine.texts import expand_home, is_optional, is_path, is_text
+from codegrid.engine.texts import expand_home, is_optional, is_path, is_text, may_be_number
 
 OPTIONS: dict[str, tuple[str, ...] | None] = {  # Hydra's; the values that one takes, () for any, None for no value
     "--help": None, "-h": None, "--hydra-help": None, "--version": None, "--resolve": None, "--run": None, "-r": None,
@@ -214,7 +214,7 @@ def quote_element(key: str, value: str, multirun: bool = False) -> str:
     parsed = override.value()
     if not textual or (parsed is False and is_optional(key)) or (is_call and multirun):
         return value
-    return quote_text(value) if reads_as_number(parsed) else value
+    return quote_text(value) if reads_as_number(parsed) and not may_be_number(key) else value
 
 
 def quote_entry(key: str, entry: str) -> str:

@@ -53,6 +53,11 @@ class CodebookUse(Metric):
         with self.sync_context():
             return self.counts.clone()
 
+    def count_least(self) -> Tensor:
+        """How many codes of the codebook that was counted least have been counted, on this rank."""
+        of_parts = self.counts.sum(1)
+        return of_parts.sum() if self.shared else of_parts.min()
+
     def compute(self) -> dict[str, Tensor]:
         entropies = self.entropies()
         is_used = self.counts > 0

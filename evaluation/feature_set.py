@@ -10,9 +10,9 @@ from torch import Tensor
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.distances import (
     density_coverage,
+    estimate_kid,
     frechet,
     inception_score,
-    kid,
     precision_recall,
 )
 from codegrid.evaluation.features import Extractor
@@ -23,6 +23,7 @@ from codegrid.evaluation.scores import (
     mean_ratio_name,
     names_in_group,
 )
+from codegrid.evaluation.sliced import MIND_DIRECTIONS, mind
 from codegrid.evaluation.units import ShownColours
 
 KID_SUBSETS = 100
@@ -114,14 +115,30 @@ class FeatureSet:
         real, fake = self.both_sides()
         if self.lacks_images(sheet, ["kid"], real, fake):
             return
+        estimate = estimate_kid(real, fake, KID_SUBSETS, KID_SUBSET_SIZE, paired=paired)
         sheet.add(
             "kid" + self.suffix,
-            kid(real, fake, subsets=KID_SUBSETS, size=KID_SUBSET_SIZE, paired=paired),
+            estimate.value,
             **self.provenance(real, fake),
             subsets=KID_SUBSETS,
             subset=min(KID_SUBSET_SIZE, len(real), len(fake)),
             paired=paired,
         )
+        sheet.add_interval("kid" + self.suffix, estimate.interval())
+
+    def add_mind(self, sheet: ScoreSheet, paired: bool = False) -> None:
+        """Add MIND with its interval.
+
+        `paired`: each judged image was computed from the reference image at its place.
+        """
+        real, fake = self.both_sides()
+        if self.lacks_images(sheet, ["mind"], real, fake):
+            return
+        name = "mind" + self.suffix
+        estimate = mind(real, fake, paired=paired)
+        about = {**self.provenance(real, fake), "directions": MIND_DIRECTIONS}
+        sheet.add(name, estimate.value, **about)
+        sheet.add_interval(name, estimate.interval(least=0))
 
     def lacks_images(
         self, sheet: ScoreSheet, names: Sequence[str], real: Tensor, fake: Tensor
@@ -228,6 +245,9 @@ class AbsentFeatureSet(FeatureSet):
 
     def add_frechet(self, sheet: ScoreSheet, name: str) -> None:
         self.mark_absent(sheet, frechet_names(name), self.reason)
+
+    def add_mind(self, sheet: ScoreSheet, paired: bool = False) -> None:
+        self.mark_absent(sheet, ["mind"], self.reason)
 
     def add_variety(self, sheet: ScoreSheet) -> None:
         self.mark_absent(sheet, names_in_group("variety"), self.reason)

@@ -147,6 +147,7 @@ def describe_evaluation(
         "ckpt": settings.ckpt,
         "split": settings.split,
         "n": n,
+        **({"reference": settings.reference} if settings.reference else {}),
     }
 
 

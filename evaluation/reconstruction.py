@@ -1,8 +1,11 @@
 """How close reconstructions are to their images."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.image import (
@@ -12,6 +15,7 @@ from torchmetrics.image import (
 )
 
 from codegrid.data.images import to_depth
+from codegrid.engine.precision import without_autocast
 from codegrid.engine.sizes import SizeSetting, check_size
 from codegrid.evaluation.scores import LEAST_SQUARED_ERROR
 
@@ -19,6 +23,8 @@ from codegrid.evaluation.scores import LEAST_SQUARED_ERROR
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 SSIM_WINDOW = 11  # pixels per side
+SSIM_SIGMA = 1.5  # pixels, of its Gaussian weights
+WINDOWS_AT_ONCE = 2**20  # numbers that are averaged over windows together, 4 MiB
 
 # All metrics take images whose lowest pixel is 0 and whose highest is this, at every depth: 16 bits have 257 steps a level.
 WHITE = 255
@@ -47,6 +53,80 @@ def floor_squared_error(errors: Tensor, step: float = 1, pixels: int = 1) -> Ten
     return errors.clamp(min=LEAST_SQUARED_ERROR * step**2 * pixels)
 
 
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """How alike images and their reconstructions are, window by window (Wang et al. 2004, eq. 12).
+
+    `differ` (B,) are the images that are not reproduced exactly, and `x_hat` and `x` (n, C, H, W) those alone. `similarity` (n,)
+    is the mean of each one's SSIM, and `contrast` (n,) that of SSIM's second factor, contrast times structure.
+    """
+
+    differ: Tensor
+    x_hat: Tensor
+    x: Tensor
+    similarity: Tensor
+    contrast: Tensor
+
+    @classmethod
+    def of(cls, x_hat: Tensor, x: Tensor) -> "Structure":
+        """Both (B, C, H, W), 0 to WHITE; NaN for images without room for a window."""
+        differ = find_differing(x_hat, x)
+        pair = select_images(differ, x_hat, x)
+        if not has_room(x) or not len(pair[0]):
+            unknown = x.new_full((len(pair[0]),), torch.nan)
+            return cls(differ, *pair, unknown, unknown)
+        return cls(differ, *pair, *compare_windows(*pair))
+
+
+def has_room(images: Tensor) -> bool:
+    """Whether images (B, C, H, W) are as large as the mirrored border of a window."""
+    return min(images.shape[2:]) > SSIM_WINDOW // 2
+
+
+def compare_windows(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """SSIM and its second factor, contrast and structure, of images (n, C, H, W), 0 to WHITE, both means (n,) over an image.
+
+    They equal torchmetrics'. Images are compared a few at a time, which stay in the processor's cache.
+    """
+    at_once = max(1, WINDOWS_AT_ONCE // (5 * x[0].numel()))
+    parts = zip(x_hat.split(at_once), x.split(at_once), strict=True)
+    scores = [_compare_windows(*part) for part in parts]
+    similarity, contrast = zip(*scores, strict=True)
+    return torch.cat(similarity), torch.cat(contrast)
+
+
+def _compare_windows(x_hat: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    c1, c2 = ((k * WHITE) ** 2 for k in (0.01, 0.03))
+    border = SSIM_WINDOW // 2
+    y, z = (F.pad(each, [border] * 4, mode="reflect") for each in (x_hat, x))
+    means = weigh_windows(torch.cat([y, z, y * y, z * z, y * z])).split(len(x))
+    squares = means[0].pow(2), means[1].pow(2)
+    product = means[0] * means[1]
+    variances = [(means[2 + i] - squares[i]).clamp(min=0.0) for i in (0, 1)]
+    upper = 2 * (means[4] - product) + c2
+    lower = variances[0] + variances[1] + c2
+    similarity = ((2 * product + c1) * upper) / ((squares[0] + squares[1] + c1) * lower)
+    contrast = (upper / lower)[..., border:-border, border:-border]
+    return similarity.flatten(1).mean(1), contrast.flatten(1).mean(1)
+
+
+def weigh_windows(images: Tensor) -> Tensor:
+    """The mean of each window of images (n, C, H, W), with Gaussian weights, (n, C, H - 10, W - 10).
+
+    All channels of all images are those of one: a processor computes many channels side by side, and three would leave most of
+    its width unused.
+    """
+    kind: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
+    distances = torch.arange(SSIM_WINDOW, **kind) - SSIM_WINDOW // 2
+    weights = torch.exp(-(distances / SSIM_SIGMA).pow(2) / 2)
+    weights = (weights / weights.sum())[:, None]
+    planes = images.flatten(0, 1)
+    with without_autocast(images.device):  # variances are small differences of large numbers
+        window = (weights @ weights.t()).expand(len(planes), 1, -1, -1)
+        means = F.conv2d(planes[None], window, groups=len(planes))[0]
+    return means.view(*images.shape[:2], *means.shape[1:])
+
+
 class ImageSSIM(StructuralSimilarityIndexMeasure):
     """The mean over images of each image's SSIM; exactly 1 for an image without error, NaN for images without room for a window.
 
@@ -59,16 +139,15 @@ class ImageSSIM(StructuralSimilarityIndexMeasure):
     def __init__(self) -> None:
         super().__init__(data_range=float(WHITE))
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Both (B, C, H, W), 0 to WHITE."""
-        if min(preds.shape[2:]) <= SSIM_WINDOW // 2:  # the mirrored border would be wider
+    def update(self, preds: Tensor, target: Tensor, structure: Structure | None = None) -> None:
+        """Both (B, C, H, W), 0 to WHITE; `structure` is theirs, if it is computed already."""
+        if not has_room(preds):
             self.similarity = self.similarity + torch.nan
             return
-        differ = find_differing(preds, target)
-        self.similarity = self.similarity + (~differ).sum()
-        self.total = self.total + (~differ).sum()
-        if differ.any():
-            super().update(*select_images(differ, preds, target))
+        structure = structure or Structure.of(preds, target)
+        self.similarity = self.similarity + (~structure.differ).sum()
+        self.similarity += structure.similarity.sum()
+        self.total = self.total + len(preds)
 
 
 class ImageMSSSIM(MultiScaleStructuralSimilarityIndexMeasure):
@@ -80,13 +159,25 @@ class ImageMSSSIM(MultiScaleStructuralSimilarityIndexMeasure):
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__(data_range=float(WHITE), betas=tuple(weights))
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Both (B, C, H, W), 0 to WHITE."""
-        differ = find_differing(preds, target)
-        self.similarity = self.similarity + (~differ).sum()
-        self.total = self.total + (~differ).sum()
-        if differ.any():
-            super().update(*select_images(differ, preds, target))
+    def update(self, preds: Tensor, target: Tensor, structure: Structure | None = None) -> None:
+        """Both (B, C, H, W), 0 to WHITE; `structure` is theirs, if it is computed already."""
+        structure = structure or Structure.of(preds, target)
+        self.similarity = self.similarity + (~structure.differ).sum()
+        self.total = self.total + len(preds)
+        if len(structure.x):
+            self.similarity += self._combine_scales(structure).sum()
+
+    def _combine_scales(self, structure: Structure) -> Tensor:
+        """The MS-SSIM (n,) of the images that differ: contrasts at all scales, and the similarity at the last."""
+        x_hat, x, similarity = structure.x_hat, structure.x, structure.similarity
+        factors = [structure.contrast]
+        for _ in self.betas[1:]:
+            x_hat, x = F.avg_pool2d(x_hat, 2), F.avg_pool2d(x, 2)
+            similarity, contrast = compare_windows(x_hat, x)
+            factors.append(contrast)
+        factors[-1] = similarity
+        weights = torch.tensor(self.betas, device=x.device)[:, None]
+        return torch.stack(factors).relu().pow(weights).prod(0)
 
 
 def find_differing(x_hat: Tensor, x: Tensor) -> Tensor:
@@ -154,7 +245,9 @@ class Reconstruction(MetricCollection):
         """Both (B, C, H, W) in [-1, 1]; `depth` is the bits of a channel of their pixels, 8 or 16."""
         # Whole numbers have no NaN: it would become black, which has a PSNR.
         pixels = to_levels(x_hat, depth).masked_fill(x_hat.isnan(), torch.nan)
-        super().update(pixels, to_levels(x, depth), step=pixel_step(depth))
+        levels = to_levels(x, depth)
+        structure = Structure.of(pixels, levels)
+        super().update(pixels, levels, step=pixel_step(depth), structure=structure)
 
 
 def pixel_step(depth: int) -> float:

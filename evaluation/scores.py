@@ -20,6 +20,8 @@ from codegrid.engine.packages import package_version
 # reproduced without error, such as a blank one, has 58.92 dB with 8 bits a channel instead of infinitely many.
 LEAST_SQUARED_ERROR = 1 / 12
 
+# Settings of a sampler that do not change the distribution of its samples; no provenance has them.
+SAME_SAMPLES = ("compile", "parallel")
 USUAL_PIXELS = {"range": [0, 255], "depth": 8}  # what a provenance says of 8-bit images
 
 STAGE1 = ("vqgan",)
@@ -131,6 +133,9 @@ SCORES = _with_proxies(_with_ratios({
     "rfid":              Score("rFID", "", 2, -1, "Fréchet distance of reconstructions to images", STAGE1, "distance", 3,
                                frechet=True),
     "kid":               Score("KID", "", 4, -1, "kernel distance; may be slightly negative", BOTH, "distance", 4),
+    "mind":              Score("MIND", "", 2, -1, "sliced Wasserstein distance, for few images", BOTH, "distance", 3),
+    "pfid":              Score("pFID", "", 2, -1, "as rFID, from codes of which a share is perturbed", STAGE1, "perturbed", 3,
+                               frechet=True),
     "sharpness":         Score("Sharpness", "", 3, 0, "gradient energy relative to the images; 1 is as sharp", STAGE1, "pixels",
                                in_pipeline=False),
     "valid_reconstructions": Score("Valid reconstructions", "", 3, 1, "share that data=shapes could have painted", STAGE1,
@@ -139,6 +144,11 @@ SCORES = _with_proxies(_with_ratios({
     "entropy_bits":      Score("Entropy", "bits", 2, 0, "entropy of the codes per position", STAGE1, "codes"),
     "codes_used":        Score("Codes used", "", 0, 0, "codes that occur at least once", STAGE1, "codes"),
     "usage":             Score("Usage", "", 3, 0, "share of the codebook that occurs at least once", STAGE1, "codes"),
+    "probe_top1":        Score("Probe", "", 3, 1, "share of labels that a linear classifier gets right", STAGE1, "probe"),
+    "probe_top1_pixels": Score("Probe of pixels", "", 3, 0, "the same of the images' pixels", STAGE1, "probe", in_tables=False,
+                               in_pipeline=False),
+    "probe_top1_majority": Score("Most frequent label", "", 3, 0, "share of images of the label most frequent in training",
+                               STAGE1, "probe", in_tables=False, in_pipeline=False),
     "bits_per_image":    Score("Rate", "bits/image", 0, 0, "", BOTH, "rate"),
     "compression_ratio": Score("Compression", "×", 1, 0, "pixels relative to the codes", STAGE1, "rate"),
     "gfid":              Score("gFID", "", 2, -1, "Fréchet distance of samples to images", STAGE2, "distance", 3, frechet=True),
@@ -147,6 +157,15 @@ SCORES = _with_proxies(_with_ratios({
     "recall":            Score("Recall", "", 3, 1, "share of images close to a sample", STAGE2, "variety", 3),
     "density":           Score("Density", "", 3, 1, "samples around each image; 1 matches the images", STAGE2, "variety", 3),
     "coverage":          Score("Coverage", "", 3, 1, "share of images with a sample nearby", STAGE2, "variety", 3),
+    "chd":               Score("CHD", "", 3, -1, "distance of code histograms of samples and images", STAGE2, "histogram"),
+    "chd_mixed":         Score("CHD, mixed", "", 3, 0, "the same between halves of both sets mixed at random", STAGE2, "histogram",
+                               in_tables=False, in_pipeline=False),
+    "adm_fid":           Score("ADM FID", "", 2, -1, "Fréchet distance to the reference", BOTH, "adm", in_pipeline=False),
+    "adm_sfid":          Score("ADM sFID", "", 2, -1, "the same of features that have places", BOTH, "adm", in_pipeline=False),
+    "adm_inception_score": Score("ADM Inception Score", "", 2, 1, "confident and varied class predictions", BOTH, "adm",
+                                 in_pipeline=False),
+    "adm_precision":     Score("ADM precision", "", 3, 1, "share near an image of the reference", BOTH, "adm", in_pipeline=False),
+    "adm_recall":        Score("ADM recall", "", 3, 1, "share of the reference near an image", BOTH, "adm", in_pipeline=False),
     "valid_samples":     Score("Valid samples", "", 3, 1, "share that data=shapes could have painted", STAGE2, "validity"),
     "empty_samples":     Score("Empty samples", "", 3, -1, "share that is background alone", STAGE2, "validity"),
     "nats_per_token":    Score("Nats per token", "", 3, -1, "negative log likelihood of a code", STAGE2, "likelihood"),
@@ -253,13 +272,14 @@ def library_versions(*packages: str) -> str:
 class ScoreSheet:
     """Values of scores by name, each with its provenance, or None and the reason why it is absent.
 
-    `common` is the part of the provenance that all scores share.
+    `common` is the part of the provenance that all scores share. `intervals` are the 95% intervals of scores that have one.
     """
 
     common: Mapping[str, Any]
     values: dict[str, float | int | bool | None] = field(default_factory=dict)
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
+    intervals: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, name: str, value: float, **provenance: Any) -> None:
         """Add a score, rounded to five significant digits. One that is no finite number is absent."""
@@ -273,13 +293,23 @@ class ScoreSheet:
         """The same sheet for scores whose provenance shares these keys only."""
         return replace(self, common={key: self.common[key] for key in keys if key in self.common})
 
+    def add_interval(self, name: str, ends: tuple[float, float] | None) -> None:
+        """Add the 95% interval of a score that is there; None adds nothing."""
+        if ends is not None and self.values[name] is not None:
+            self.intervals[name] = [float(f"{end:.5g}") for end in ends]
+
     def mark_absent(self, name: str, reason: str) -> None:
         self.values[name] = None
         self.absent[name] = reason
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What metrics.json holds besides the values: the reasons why scores are absent, and the provenance of the others."""
-        return {"absent": self.absent, "provenance": self.provenance}
+        """What metrics.json holds besides the values: the reasons why scores are absent, the provenance of the others, and the
+        intervals of some."""
+        return {
+            "absent": self.absent,
+            "provenance": self.provenance,
+            "intervals": self.intervals,
+        }
 
 
 def upgrade_provenance(
@@ -289,9 +319,13 @@ def upgrade_provenance(
 
     They had no floor of the error. An image without error made their mean infinite, so a PSNR that is a number is of images
     with errors, and those of reconstructions are far above the floor. Their pixels had 8 bits a channel; `pixels` are the depth
-    and the range, which they did not state.
+    and the range, which they did not state. A sampler's settings that change no distribution are left out, since `upgrade_names`
+    adds them to what is read from a file.
     """
     upgraded = {name: dict(about) for name, about in provenance.items()}
+    for about in upgraded.values():
+        if isinstance(sampler := about.get("sampler"), Mapping):
+            about["sampler"] = {k: v for k, v in sampler.items() if k not in SAME_SAMPLES}
     for name in names_in_group("pixels"):
         if name in upgraded:
             upgraded[name] = {**pixels, **upgraded[name]}

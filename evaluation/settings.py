@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
-from codegrid.engine.errors import InputError, check_int
+from codegrid.engine.errors import InputError, check_int, check_range
 from codegrid.engine.precision import autocast
 
 EVALUATION_SPLITS = ("val", "train")
 
 EVALUATION_PRECISIONS = ("32-true", "auto")
+
+# How pixels in [0, 255] become whole numbers: ADM and taming cut them off.
+ROUNDINGS = ("nearest", "truncate")
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,12 @@ class EvaluationSettings:
     ratios: bool
     references: bool
     rates: bool | Sequence[int]
-    samples: int
+    perturb: float
+    perturb_nearest: int
+    probe: int
+    samples: int | str
+    reference: str | None
+    rounding: str | None
     neighbours: bool
     validity: int
     precision: str
@@ -56,17 +64,35 @@ class EvaluationSettings:
         if not isinstance(self.rates, bool):
             for n in list_numbers(self.rates):
                 check_int("rates", n, 1)
+        check_range("perturb", self.perturb, 0, 1)
+        check_int("perturb_nearest", self.perturb_nearest, 1, "code")
+        check_int("probe", self.probe, 0, "images")
         check_int("show", self.show, 1, "image")
         check_int("batch_size", self.batch_size, 1, "image")
         check_int("proxy", self.proxy, 0, "steps")
-        check_int("samples", self.samples, 0, "samples")
         check_int("validity", self.validity, 0, "images")
+        if isinstance(self.samples, str):
+            if self.rounding not in (None, *ROUNDINGS):
+                raise InputError(
+                    f"rounding={self.rounding} must be one of {', '.join(ROUNDINGS)}, or null if it is not known"
+                )
+            return
+        check_int("samples", self.samples, 0, "samples")
+        if self.rounding is not None:
+            raise InputError(
+                f"rounding={self.rounding} is of the pixels in samples=<npz>, and here the samples are drawn; leave it out"
+            )
 
     @classmethod
     def read(cls, settings: Mapping[str, Any], device: torch.device) -> "EvaluationSettings":
         """The settings in a stage's config, which has others too."""
         names = [field.name for field in fields(cls) if field.name != "device"]
         return cls(device, **{name: settings[name] for name in names})
+
+    @property
+    def number_of_samples(self) -> int:
+        """How many samples of a prior are drawn."""
+        return 0 if isinstance(self.samples, str) else self.samples
 
     def autocast(self) -> torch.autocast:
         """A new context with the precision that models run in.

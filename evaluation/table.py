@@ -36,6 +36,8 @@ def format_table(
             by_extractor.setdefault(describe_extractor(about), []).append(name)
         score = find_score(name)
         remark = refer_to(score, about).summary if score else ""
+        if ends := result.get("intervals", {}).get(name):
+            remark = f"95% in {format_number(ends[0])} to {format_number(ends[1])}; {remark}"
         if other is not None:
             remark = compare_score(name, result, other, remark)
         lines.append(f"{name:24}{format_number(result[name]):>10}  {remark}".rstrip())
@@ -52,6 +54,8 @@ def describe_extractor(about: Mapping[str, Any]) -> str:
 
 def describe_subject(result: EvaluationResult) -> list[str]:
     """The lines on the model, the images and the samples."""
+    if result.get("of_stage") == "samples":
+        return describe_file(result)
     size = next((about["size"] for about in result["provenance"].values()), None)
     pixels = f", {size[1]}x{size[2]} pixels" if size else ""
     if size and size[0] not in (1, 3):
@@ -61,6 +65,19 @@ def describe_subject(result: EvaluationResult) -> list[str]:
     lines.append(f"{'images':24}{result['n']:,} of {result['split']}{pixels}")
     if result.get("samples"):
         lines.append(f"{'samples':24}{result['samples']:,}")
+    if result.get("reference"):
+        lines.append(f"{'reference':24}{result['reference']}")
+    return lines
+
+
+def describe_file(result: EvaluationResult) -> list[str]:
+    """The lines on samples in a file, and on what they are compared with."""
+    size = "x".join(map(str, result["size"][1:]))
+    lines = [f"{'evaluated':24}{result['file']}, {result['samples']:,} images of {size} pixels"]
+    if result.get("ckpt"):
+        lines.append(f"{'images':24}{result['split']} of {result['ckpt']}")
+    if result.get("reference"):
+        lines.append(f"{'reference':24}{result['reference']}")
     return lines
 
 

@@ -6,8 +6,9 @@ shapes as the data has. What a nearer shape covers doesn't count, if the shapes 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
+from codegrid.data.forks import map_in_forks
 from codegrid.data.images import to_float, to_uint8
 from codegrid.data.loading import count_cores
 from codegrid.data.shapes import MAX_SHAPES, Shapes
-from codegrid.data.threads import map_in_threads
 from codegrid.engine.console import progress_bar
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.regions import Region, find_regions, has_drift, smooth
 from codegrid.evaluation.scores import ScoreSheet, library_versions
-from codegrid.evaluation.shape_fitting import FIT_SIDE, Mask, ShapeFit, fit_shape, measure_overlap
+from codegrid.evaluation.shape_fitting import (
+    FIT_SIDE,
+    Mask,
+    ShapeFit,
+    fit_shape,
+    measure_overlap,
+    uncovered_areas,
+)
 
 MIN_IOU = 0.85
+LEAST_FORKED = 32  # images, a second or two of work, from which on it is divided among processes
 VALIDITY_VERSION = 1  # part of the provenance: increase it when images get other verdicts
 
 # Why an image is invalid, the first that holds.
@@ -136,9 +145,14 @@ def judge_images(images: NDArray[np.uint8], min_iou: float = MIN_IOU) -> list[Ve
     Larger images are judged at FIT_SIDE pixels. Raises InputError for images that can't be judged.
     """
     images = to_side(images)
+    judge = partial(judge_image, min_iou=min_iou)
+    results: Iterable[Verdict] = map(judge, images)
+    if len(images) >= LEAST_FORKED:
+        uncovered_areas()  # computed once for all forks
+        results = map_in_forks(judge, list(images), count_cores())
     verdicts: list[Verdict] = []
     with progress_bar(len(images), "judging") as bar:
-        for verdict in map_in_threads(lambda x: judge_image(x, min_iou), images, count_cores()):
+        for verdict in results:
             verdicts.append(verdict)
             bar.update()
     return verdicts

@@ -12,14 +12,18 @@ from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.identity import identify_pixels
-from codegrid.data.images import to_uint8
+from codegrid.data.images import to_float, to_uint8
 from codegrid.data.pictures import save_picture, tile_images
 from codegrid.data.samples import ArraySamples
 from codegrid.engine.console import progress_bar
 from codegrid.engine.distributed import cluster_plugins
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES
+from codegrid.engine.precision import autocast
+from codegrid.evaluation.adm.judging import AbsentAdmJudge, judge_run
+from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet, add_mean_ratio
+from codegrid.evaluation.histograms import histogram_distance, mixed_distance, tally_codes
 from codegrid.evaluation.judging import (
     ReferenceHash,
     iterate_images,
@@ -27,19 +31,15 @@ from codegrid.evaluation.judging import (
     make_feature_sets,
     view_images,
 )
-from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
+from codegrid.evaluation.scores import SAME_SAMPLES, ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.settings import EvaluationSettings
 from codegrid.evaluation.units import describe_shown
 from codegrid.evaluation.validity import ValidityJudge
 from codegrid.evaluation.validity_picture import save_verdicts
-from prior.conditioning.base import check_guidance
+from prior.conditioning.base import check_guidance, shorten_value
 from prior.conditioning.images import ImageLabels, open_recorded_labels
-from prior.decoding.generate import (
-    check_compile_sampler,
-    check_order_sampler,
-    check_parallel_sampler,
-    generate,
-)
+from prior.conditioning.vectors import VectorCondition
+from prior.decoding.generate import check_sampler_fits, generate
 from prior.decoding.pictures import show_pixels
 from prior.decoding.sampling import Sampler
 from prior.extract import extract
@@ -56,20 +56,33 @@ STRIP = 8  # pixels a code of a sequence, in its mean map
 NO_SAMPLES = "no samples are drawn with samples=0"
 
 
-def check_sampler(sampler: Sampler, model: PriorModel) -> None:
-    """Raise InputError for settings whose samples can't be compared with the images."""
+def check_sampler(sampler: Sampler, model: PriorModel, kind: str) -> None:
+    """Raise InputError for settings whose samples can't be compared with the images, and for those that this prior, or this kind
+    of device, doesn't take."""
     for name in ("grid", "init_image"):
         if getattr(sampler, name) is not None:
             raise InputError(
                 f"stage=evaluate judges whole samples of the prior's own grid; leave sampler.{name} out"
             )
     check_guidance(sampler, model)
+    check_sampler_fits(model, sampler, kind)
 
 
 def open_image_labels(
     trained: Prior, images: ImageDataModule, ckpt: str, changes: Mapping[str, Any]
 ) -> ImageLabels | None:
-    """The labels of the images that a prior is judged on, where `changes` or its run have them; None for classes and for none."""
+    """The labels of the images that a prior is judged on, where `changes` or its run have them; None for classes and for none.
+
+    Raises InputError for a file of vectors if the prior learned none.
+    """
+    condition, file = trained.condition, changes.get("condition")
+    is_of_file = isinstance(condition, VectorCondition) and not condition.of_columns
+    if file is not None and not is_of_file:
+        learned = condition.summarize() if condition is not None else "classes or nothing"
+        raise InputError(
+            f"condition={shorten_value(file)} of stage=evaluate says where a prior's file of vectors is now, and this prior is "
+            f"conditioned on {learned}; leave condition out"
+        )
     return open_recorded_labels(trained.condition, trained.config, images, ckpt, changes)
 
 
@@ -156,10 +169,7 @@ class PriorJudge:
         settings: EvaluationSettings,
         labels: ImageLabels | None = None,
     ) -> None:
-        check_sampler(sampler, trained.model)
-        check_parallel_sampler(trained.model, sampler)
-        check_compile_sampler(trained.model, sampler, settings.device.type)
-        check_order_sampler(trained.model, sampler)
+        check_sampler(sampler, trained.model, settings.device.type)
         self.trained = trained
         self.sampler = sampler
         self.sampler_settings = sampler_settings
@@ -169,7 +179,8 @@ class PriorJudge:
         if labels is not None:
             labels.check(flip=False, crops=1)
         self.n = images.size(settings.split)
-        self.m = min(settings.samples, self.n)
+        self.m = min(settings.number_of_samples, self.n)
+        self.reference = open_reference(settings, images, images.cache_dir)
         if self.m and settings.neighbours:
             images.size("train")
         self.validity = ValidityJudge(images, settings.validity, None if self.m else NO_SAMPLES)
@@ -187,20 +198,24 @@ class PriorJudge:
         ]
         if self.m:
             feature_sets = make_feature_sets(self.settings, self.images, self.own)
+        self.adm = judge_run(self.reference, self.images)
+        if self.reference is not None and not self.m:
+            self.adm = AbsentAdmJudge(NO_SAMPLES)
         sheet = ScoreSheet(self.add_references(feature_sets))
         self.samples = self.add_samples(feature_sets)
         add_likelihood_scores(sheet, self.trained, self.nats)
-        # Neither changes the distribution of samples.
-        same = ("compile", "parallel")
-        chosen = {name: v for name, v in self.sampler_settings.items() if name not in same}
+        chosen = {k: v for k, v in self.sampler_settings.items() if k not in SAME_SAMPLES}
         if not self.trained.model.any_order:
             chosen["order"] = None  # whatever is the default of priors that have one
         about = {"judged": "samples", "sampler": chosen, "seed": self.settings.seed}
         sheet.common = {**sheet.common, **about}
         for feature_set in feature_sets:
             feature_set.add_distances(sheet, "gfid")
+            feature_set.add_mind(sheet)
             feature_set.add_variety(sheet)
         add_mean_ratio(sheet, "gfid", feature_sets)
+        self.add_histogram_scores(sheet)
+        self.adm.add_scores(sheet)
         self.validity.add_scores(sheet, {"valid": "valid_samples", "empty": "empty_samples"})
         self.neighbours = self.add_neighbour_scores(sheet)
         return sheet
@@ -245,13 +260,42 @@ class PriorJudge:
             evenly = np.linspace(0, self.n - 1, self.m).astype(int)
             labels = self.codes.__getitems__(evenly.tolist())[1]
         first: list[Tensor] = []
+        self.sample_codes: list[Tensor] = []
         for batch in iterate_samples(self.trained, self.sampler, self.m, labels, self.settings):
             for feature_set in feature_sets:
                 feature_set.add("judged", batch)
+            self.adm.add(batch)
             self.validity.add(batch)
+            self.sample_codes.append(self.encode_samples(batch))
             if sum(map(len, first)) < max(SAMPLES_SHOWN, MAX_JUDGED):
                 first.append(batch.cpu())
         return torch.cat(first) if first else torch.empty(0)
+
+    @torch.no_grad()
+    def encode_samples(self, pixels: Tensor) -> Tensor:
+        """The codes of samples, pixels (b, C, H, W), in the precision in which `extract` encodes images."""
+        with autocast(self.settings.device):
+            return self.trained.tokenizer.indices(to_float(pixels)).cpu()
+
+    def add_histogram_scores(self, sheet: ScoreSheet) -> None:
+        """Add how far the codes of samples are from those of the images in how often each occurs."""
+        names = names_in_group("histogram")
+        if not self.m:
+            for name in names:
+                sheet.mark_absent(name, NO_SAMPLES)
+            return
+        tokenizer = self.trained.tokenizer
+        code_use = tokenizer.quantizer.make_code_use()
+        both = np.asarray(self.codes.values), torch.cat(self.sample_codes).numpy()
+        about = {
+            "n": self.m,
+            "n_reference": self.n,
+            "codes": tokenizer.fingerprint_codes(),
+            "library": library_versions("torch"),
+        }
+        real, drawn = (tally_codes(codes, code_use) for codes in both)
+        sheet.add("chd", histogram_distance(real, drawn), **about)
+        sheet.add("chd_mixed", mixed_distance(*both, code_use), **about)
 
     def add_neighbour_scores(self, sheet: ScoreSheet) -> Tensor | None:
         """Add how close samples are to training images; return a picture of the nearest ones, (3, H, W) uint8."""

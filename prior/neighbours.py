@@ -1,5 +1,6 @@
 """The training images nearest to samples: whether a prior copies what it was trained on."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,15 @@ from vqgan.tokenizer import Tokenizer
 
 MAX_JUDGED = 100  # samples compared, at most
 NEIGHBOURS_SHOWN = 16  # samples in the picture
-NUMBERS_AT_ONCE = 2**27  # of queries in float64, a GiB: more are converted again for each batch
+NUMBERS_AT_ONCE = (
+    2**27
+)  # of queries, half a GiB in float32: more are converted again for each batch
+BATCH_NUMBERS = (
+    2**22
+)  # of training images that are compared in one product: 341 of 64x64 pixels and three channels
+# A product of two 8-bit pixels, counted from their middle, is at most 2^14, and float32 has 24 bits: as many products add up
+# without rounding, in whatever order.
+EXACT_TERMS = 2**10
 
 
 def check_same_grid(grid: tuple[int, int], own: tuple[int, int]) -> None:
@@ -84,9 +93,11 @@ def ratio_to_mean(distances: Tensor) -> Tensor:
 
 def _training_batches(data: ImageDataModule, device: torch.device) -> Iterator[Tensor]:
     """All training images once, pixels (b, C, H, W)."""
-    with progress_bar(data.size("train"), "training images") as bar:
-        for images, _ in data.iterate_split("train"):
-            yield data.rules.to_pixels(data.preprocess(images.to(device)))
+    n = data.size("train")
+    size = max(1, BATCH_NUMBERS // (data.channels * math.prod(data.image_size)))
+    with progress_bar(n, "training images") as bar:
+        for images, _ in data.iterate_chunks("train", size, range(math.ceil(n / size))):
+            yield data.crop_middle(images.to(device))
             bar.update(len(images))
 
 
@@ -94,7 +105,7 @@ def _training_images(data: ImageDataModule, places: Tensor) -> Tensor:
     """The pixels of the training images (k, C, H, W) at these places (k,); places from their number on are the mirrored images."""
     n = data.size("train")
     stored = data.samples("train").__getitems__((places % n).tolist())[0]
-    images = data.rules.to_pixels(data.preprocess(stored))
+    images = data.crop_middle(stored)
     return images.where((places < n).cpu()[:, None, None, None], images.flip(3))
 
 
@@ -107,17 +118,15 @@ def nearest_rows(queries: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Te
     flat = queries.flatten(1)
     at_once = max(1, NUMBERS_AT_ONCE // flat.shape[1])
     if len(flat) <= at_once:
-        flat = flat.double()  # in which the sums of squares are exact
-    squares = torch.cat(
-        [part.double().square().sum(1, keepdim=True) for part in flat.split(at_once)]
-    )
+        flat = centre_pixels(flat)
+    squares = torch.cat([sum_squares(centre_pixels(part)) for part in flat.split(at_once)])
     best = torch.full((len(flat), k), torch.inf, dtype=torch.float64, device=flat.device)
     indices = torch.zeros(len(flat), k, dtype=torch.int64, device=flat.device)
     first = 0  # the index of the batch's first image
     for batch in batches:
-        x = batch.flatten(1).double()
-        products = torch.cat([part.double() @ x.t() for part in flat.split(at_once)])
-        distances = squares + x.square().sum(1) - 2 * products
+        x = centre_pixels(batch.flatten(1))
+        products = torch.cat([multiply(centre_pixels(part), x) for part in flat.split(at_once)])
+        distances = squares[:, None] + sum_squares(x) - 2 * products
         batch_indices = torch.arange(first, first + len(x), device=flat.device)
         best, order = torch.cat([best, distances], 1).topk(k, largest=False)
         candidates = torch.cat([indices, batch_indices.expand(len(flat), -1)], 1)
@@ -125,3 +134,28 @@ def nearest_rows(queries: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Te
         first += len(x)
     # Sums of millions of squares of 16 bits are rounded, to below 0 for a copy.
     return (best.clamp(min=0) / flat.shape[1]).sqrt(), indices
+
+
+def centre_pixels(pixels: Tensor) -> Tensor:
+    """Pixels as whole numbers around 0 that `multiply` can multiply: float32 of 8 bits, float64 of 16; these as they are."""
+    if pixels.is_floating_point():
+        return pixels
+    return pixels.float() - 2**7 if pixels.element_size() == 1 else pixels.double() - 2**15
+
+
+def multiply(a: Tensor, b: Tensor) -> Tensor:
+    """The products (n, m) float64 of rows (n, D) and (m, D) of `centre_pixels`, of 8 bits without any rounding."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    for left, right in zip(split_terms(a), split_terms(b), strict=True):
+        total += left @ right.t()
+    return total
+
+
+def sum_squares(rows: Tensor) -> Tensor:
+    """The sums of squares (n,) float64 of rows (n, D) of `centre_pixels`, as `multiply` has them."""
+    return torch.stack([part.square().sum(1).double() for part in split_terms(rows)]).sum(0)
+
+
+def split_terms(rows: Tensor) -> tuple[Tensor, ...]:
+    """Parts (n, d) of rows (n, D), as wide as their sums are exact."""
+    return rows.split(EXACT_TERMS if rows.dtype == torch.float32 else max(1, rows.shape[1]), 1)

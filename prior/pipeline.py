@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 from codegrid.engine.errors import InputError
 from codegrid.engine.places import places_of
 from codegrid.engine.sweep import read_metrics, run_once
+from codegrid.evaluation.adm.files import AdmFile
 from codegrid.evaluation.scores import pipeline_names
+from codegrid.evaluation.settings import EVALUATION_SPLITS
 
 COMMON = (  # settings of every stage, by conf/config.yaml
     "seed", "name", "run_dir", "sweep", "objective", "resume", "id", "dry_run", "trust", "cache_dir",
@@ -68,6 +70,17 @@ def split_config(config: Any) -> dict[str, Any]:
         "evaluate": {**common, **everything["evaluate"]},
     }
     return {name: OmegaConf.create(part) for name, part in parts.items()}
+
+
+def check_evaluation(evaluate: Any) -> None:
+    """Raise InputError for settings of stage=evaluate with which a pipeline would end in a mistake after its trainings."""
+    if isinstance(evaluate.samples, str):
+        raise InputError(
+            f"evaluate.samples={evaluate.samples} is a file, and stage=pipeline draws samples; give a number, and score the file "
+            "by itself with stage=evaluate"
+        )
+    if evaluate.reference not in (None, *EVALUATION_SPLITS):
+        AdmFile.open("evaluate.reference", evaluate.reference)
 
 
 def place_images(data: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,23 +1,26 @@
 """dry_run=true of the stages that work with a trained prior, or with codes: what they would do, and a batch of their work."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch import nn
+from torch import Tensor, nn
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
 from codegrid.engine.precision import autocast
 from codegrid.engine.run import Run
+from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
-from prior.decoding.generate import check_compile_sampler, check_parallel_sampler
+from prior.coding.codec import Codec
+from prior.coding.file import CGZ, CodedFile
 from prior.draw import SampleSource, draw_batch
 from prior.extract import check_crops
 from prior.judging import check_sampler, judge_codes, open_image_labels
 from prior.load import load_prior, refuse_decoder
+from prior.prior import Prior
 from vqgan.load import load_images, load_tokenizer
 from vqgan.previews import preview_evaluation_of
 from vqgan.tokenizer import Tokenizer
@@ -48,17 +51,16 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
     trained = load_prior(ckpt, run.config.get("decoder"))
     images = load_images(trained.data, run.config.data, ckpt)
     sampler = instantiate(run.config.sampler)
-    check_sampler(sampler, trained.model)
-    check_parallel_sampler(trained.model, sampler)
-    check_compile_sampler(trained.model, sampler, run.device.type)
+    check_sampler(sampler, trained.model, run.device.type)
     if (labels := open_image_labels(trained, images, ckpt, run.config)) is not None:
         labels.check(flip=False, crops=1)
     read_comparison(settings, "prior")
     load_own_features(settings, images)
+    open_reference(settings, images, images.cache_dir)
     number = len(images.source(settings.split))
     would = (
         f"judge the codes of {number:,} {settings.split} images, {settings.batch_size} at a time, and "
-        f"{min(settings.samples, number):,} samples, in"
+        f"{min(settings.number_of_samples, number):,} samples, in"
     )
     models: Mapping[str, nn.Module] = {"tokenizer": trained.tokenizer, "prior": trained.model}
     n = settings.batch_size
@@ -70,6 +72,28 @@ def preview_evaluation(run: Run, settings: EvaluationSettings) -> dict[str, Any]
             judge_codes(trained.model, trained.tokenizer.indices(x), trained.model.blank_labels(n))
 
     return run.preview(trained.name, would, models, n, work)
+
+
+def preview_compression(
+    run: Run, trained: Prior, codec: Codec, n: int, labels: Tensor | None
+) -> dict[str, Any]:
+    """What stage=compress would do; a batch of one code throughout is written and read."""
+    batch = min(run.config.batch_size, n)
+    codes = torch.zeros(batch, *codec.code_shape, dtype=torch.int64)
+    of_batch = None if labels is None else labels[:batch]
+    would = f"write {n:,} images as {CGZ} files, {run.config.batch_size} at a time, in"
+    models: Mapping[str, nn.Module] = {"tokenizer": trained.tokenizer, "prior": codec.model}
+    return run.preview(trained.name, would, models, batch, lambda: codec.compress(codes, of_batch))
+
+
+def preview_decompression(
+    run: Run, trained: Prior, codec: Codec, files: Sequence[CodedFile]
+) -> dict[str, Any]:
+    """What stage=decompress would do; a batch of the files is read."""
+    some = files[: run.config.batch_size]
+    would = f"decode {len(files):,} {CGZ} files, {run.config.batch_size} at a time, in"
+    models: Mapping[str, nn.Module] = {"tokenizer": trained.tokenizer, "prior": codec.model}
+    return run.preview(trained.name, would, models, len(some), lambda: codec.decompress(some))
 
 
 def preview_codes(run: Run, tokenizer: Tokenizer, images: ImageDataModule) -> dict[str, Any]:

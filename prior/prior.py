@@ -16,15 +16,12 @@ from codegrid.data.labels import ClassTable
 from codegrid.engine.defaults import read_defaults
 from codegrid.engine.errors import InputError, check_int, check_seed, suggest
 from codegrid.engine.precision import autocast, deterministic_float32
-from codegrid.engine.sizes import Size, SizeSetting
+from codegrid.engine.sizes import Size, SizeSetting, write_size
+from prior.coding.codec import Codec
+from prior.coding.file import DAMAGED_CODES, CodedFile
 from prior.conditioning.base import Condition, check_guidance, shorten_value
 from prior.conditions import check_places, choose_labels, encode_init_image, list_labels
-from prior.decoding.generate import (
-    check_compile_sampler,
-    check_order_sampler,
-    check_parallel_sampler,
-    generate,
-)
+from prior.decoding.generate import check_sampler_fits, generate
 from prior.decoding.pictures import decode_latents
 from prior.decoding.sampling import Sampler, make_sampler, write_grid
 from prior.likelihood import judge_codes
@@ -137,12 +134,18 @@ class Prior:
         """Decode samples by another tokenizer of the same codes, in place; returns the prior itself.
 
         Such a tokenizer comes from stage=vqgan init=<the prior's tokenizer> learn=decoder, with codes=<the prior> or without.
-        Raises InputError, with `name` in its sentence, if it has other codes.
+        Raises InputError, with `name` in its sentence, if it has other codes, or was trained for images of another size.
         """
         if tokenizer.fingerprint_codes() != self.tokenizer.fingerprint_codes():
             raise InputError(
                 f"{name} has other codes than those that the prior {self.name} learned; give a run of stage=vqgan that started "
                 "with init=<the prior's tokenizer> learn=decoder"
+            )
+        size, own_size = tokenizer.encoder.image_size, self.tokenizer.encoder.image_size
+        if size != own_size:
+            raise InputError(
+                f"{name} decodes images of {write_size(size)} pixels, and the prior {self.name} draws codes of "
+                f"{write_size(own_size)}; give a run of data.image_size={write_size(own_size)}"
             )
         self.tokenizer = tokenizer.to(self.device)
         return self
@@ -333,7 +336,7 @@ class Prior:
             raise InputError(
                 f"codes of shape {list(codes.shape)} must be of the grid that the prior learned, {h}x{w}"
             )
-        labels = self._label_images(label, condition, len(codes))
+        labels = self.label_images(label, condition, len(codes))
         parts = [torch.empty(0, *self.model.code_shape)]
         for first in range(0, len(codes), batch):
             part = slice(first, first + batch)
@@ -343,6 +346,96 @@ class Prior:
                 )
         per_code = torch.cat(parts)
         return per_code.view(codes.shape) if per_position else per_code.double().sum((1, 2, 3))
+
+    def compress(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        label: Label = None,
+        condition: Any = None,
+        batch_size: int | None = None,
+        verify: bool = True,
+    ) -> list[bytes]:
+        """Each image as the bytes of a .cgz file: its codes by arithmetic coding under the prior, which needs its nats / (8 log 2)
+        bytes for them and 27 for a header without a label (docs/codec.md).
+
+        Images, `label` and `condition` are as for `nats`; the label goes into the header. With `verify` each file is decoded again
+        and compared. `decompress` reads the files with any batch size, precision and number of threads, on any machine. Raises
+        InputError for a prior that is not `model.exact`, and without the package constriction (codegrid[codec]).
+        """
+        batch = read_batch_size(batch_size)
+        codec = Codec(self.model, self.tokenizer, self.device)
+        with autocast(self.device):
+            codes = self.tokenizer.encode_images(images, batch)
+        labels = self.label_images(label, condition, len(codes))
+        files: list[bytes] = []
+        for first in range(0, len(codes), batch):
+            part = slice(first, first + batch)
+            of_part = None if labels is None else labels[part]
+            coded = codec.compress(codes[part], of_part, verify)
+            files += [image.file.write() for image in coded]
+        return files
+
+    @overload
+    def decompress(
+        self,
+        files: bytes | Sequence[bytes],
+        *,
+        output: Literal["pil"] = ...,
+        batch_size: int | None = ...,
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def decompress(
+        self,
+        files: bytes | Sequence[bytes],
+        *,
+        output: Literal["tensor", "codes"],
+        batch_size: int | None = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def decompress(
+        self,
+        files: bytes | Sequence[bytes],
+        *,
+        output: Literal["array"],
+        batch_size: int | None = ...,
+    ) -> NDArray[Any]: ...
+
+    def decompress(
+        self,
+        files: bytes | Sequence[bytes],
+        *,
+        output: Output = "pil",
+        batch_size: int | None = None,
+    ) -> Drawings:
+        """The images in the bytes of .cgz files, in the forms in which `sample` returns them, decoded in float32; output="codes":
+        the codes that were written, to the bit.
+
+        Raises InputError for what is no such file, was written under another prior or of another tokenizer, or is damaged.
+        """
+        if output not in SAMPLE_OUTPUTS:
+            raise InputError(f"output={output} must be one of {', '.join(SAMPLE_OUTPUTS)}")
+        batch = read_batch_size(batch_size)
+        codec = Codec(self.model, self.tokenizer, self.device)
+        contents = [files] if isinstance(files, bytes) else list(files)
+        parsed = [CodedFile.read(content, f"file {i}") for i, content in enumerate(contents)]
+        for i, file in enumerate(parsed):
+            codec.check(file, f"file {i}")
+        grids: list[Tensor] = []
+        for first in range(0, len(parsed), batch):
+            for i, grid in enumerate(codec.decompress(parsed[first : first + batch]), first):
+                if grid is None:
+                    raise InputError(f"file {i}: {DAMAGED_CODES}")
+                grids.append(grid)
+        if not grids:
+            raise InputError("decompress needs a file, and got an empty list")
+        codes = torch.stack(grids)
+        if output == "codes":
+            return codes
+        with deterministic_float32():
+            return self.tokenizer.decode_codes(codes, output, batch)
 
     def choose_labels(self, label: Any, condition: Any, n: int, sampler: Sampler) -> Tensor | None:
         """The labels (n, ...) of n samples, None for a prior that takes none. Raises InputError for labels, conditions and settings
@@ -354,9 +447,7 @@ class Prior:
                 f"sampler.grid={write_grid(sampler.grid)} is drawn window by window, and the other image of the condition is of a "
                 "whole picture; leave sampler.grid out"
             )
-        check_parallel_sampler(self.model, sampler)
-        check_compile_sampler(self.model, sampler, self.device.type)
-        check_order_sampler(self.model, sampler)
+        check_sampler_fits(self.model, sampler, self.device.type)
         return labels
 
     def _pick_labels(
@@ -393,10 +484,11 @@ class Prior:
         seed, label, condition, batch_size, of_sampler = split_settings(settings)
         sampler = make_sampler(**of_sampler, **chosen)
         total = n if pictures is None else n * len(pictures)
-        labels = self.choose_labels(label, condition, total, sampler)
         if pictures is not None and len(pictures) > 1 and self.condition is not None:
-            labels = self.condition.choose(self.model, condition, len(pictures))
-            labels = labels.repeat_interleave(n, 0)
+            of_pictures = self.choose_labels(label, condition, len(pictures), sampler)
+            labels = None if of_pictures is None else of_pictures.repeat_interleave(n, 0)
+        else:
+            labels = self.choose_labels(label, condition, total, sampler)
         check_places(sampler, self.tokenizer, self.grid)
         grid = sampler.size(self.grid)
         known = sampler.known(grid)  # raises for what does not fit the grid
@@ -437,8 +529,11 @@ class Prior:
                 "one for each, or label=-1 for no class"
             )
 
-    def _label_images(self, label: Label, condition: Any, n: int) -> Tensor | None:
-        """The labels (n, ...) of n images whose likelihood is asked for, None for a prior that takes none."""
+    def label_images(self, label: Label, condition: Any, n: int) -> Tensor | None:
+        """The labels (n, ...) of n images whose likelihood is asked for, None for a prior that takes none.
+
+        Raises InputError for labels and conditions that it does not take, or that are neither one for all nor one for each.
+        """
         self._require_label(label)
         if self.condition is not None or condition is not None:
             return self._pick_labels(label, condition, n, in_turn=False)

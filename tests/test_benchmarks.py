@@ -19,6 +19,9 @@ from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
 from benchmarks.checkouts import UNITS, format_comparison, imports_from
 from benchmarks.drawing import Subject, rebuild
 from benchmarks.drawing import main as compare_drawing
+from benchmarks.few_images import DISTANCES
+from benchmarks.few_images import format_rows as format_few_images
+from benchmarks.few_images import measure as measure_few_images
 from benchmarks.fine_tuning import Plan, Trial, format_rows, link_halves, list_trials
 from benchmarks.fine_tuning import main as measure_fine_tuning
 from benchmarks.fitting import Plan as FittingPlan
@@ -756,6 +759,20 @@ def test_the_benchmark_of_drawing_compares_windows_with_another_checkout(
     assert 1 < rows[1]["passes"] <= 16
     assert rows[3]["ratio"] == 1
     assert any(line.startswith("| model | 16 | 2 | parallel=4 | ") for line in lines)
+
+
+def test_levels_that_differ_are_ranked_and_levels_that_do_not_are_not() -> None:
+    features = torch.randn(5, 400, 4)
+    apart = [each + 0.8 * level for level, each in enumerate(features)]
+    rows = []
+    for name, distance in DISTANCES.items():
+        figures = measure_few_images(apart, 40, 4, distance)
+        assert figures["ranked"] == 1
+        assert (figures["covered"] is None) == (name == "Fréchet")
+        alike = measure_few_images(list(features), 40, 6, distance)
+        assert 0.2 < alike["ranked"] < 0.8
+        rows.append({"n": 1000, "distance": name, **figures})
+    assert "| 1,000 | Fréchet | 1.0 |" in format_few_images(rows)
 
 
 FITTING = ("plain", "perturb", "cost", "more", "redraw")

@@ -108,6 +108,7 @@ def test_a_dry_run_with_trained_models_finds_the_mistakes_of_a_run(
         "crops=2 need room": ["stage=extract", "ckpt=tokenizer", "crops=2"],
         "leave sampler.grid out": ["stage=evaluate", "ckpt=prior", *QUICK, "sampler.grid=8"],
         "needs a prior of classes": ["stage=evaluate", "ckpt=prior", *QUICK, "sampler.guidance=2"],
+        "GPT has an order of its own": ["stage=evaluate", "ckpt=prior", *QUICK, "sampler.order=halton"],
         "nowhere": ["stage=evaluate", "ckpt=tokenizer", *QUICK, "compare_to=nowhere"],
         "an export overwrites nothing": ["stage=export", "ckpt=tokenizer", "run_dir=prior"],
     }  # fmt: skip

@@ -15,6 +15,8 @@ RECIPES = {  # name -> pixels a side, codes a side, K, and the tokenizer's milli
     "small_data_256": (256, 16, 1024, 4),
     "cifar10_f4": (32, 8, 512, 5),
     "celeba64_f4": (64, 16, 512, 5),
+    "celeba64_published": (64, 16, 512, 5),
+    "imagenet64_published": (64, 16, 16384, 5),
 }
 GAN = ["loss.gate.start=0", "loss.gate.ramp=0", "loss.gate.warmup=0"]  # open from the first step
 

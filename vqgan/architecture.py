@@ -51,7 +51,8 @@ def adopt_architecture(
     fit_model(groups["model"], tokenizer, wanted)
     if wanted.image_size != tokenizer.encoder.image_size:
         f = tokenizer.encoder.f
-        resize_scales(groups["quantizer"], (wanted.image_size[0] // f, wanted.image_size[1] // f))
+        grid = wanted.image_size[0] // f, wanted.image_size[1] // f
+        resize_scales(groups["quantizer"], grid, tokenizer.grid)
     if wanted.grow:
         grow_codebook(groups["quantizer"], tokenizer.quantizer, wanted)
     asked = [
@@ -157,7 +158,7 @@ def refuse_setting(
 def differs(name: str, value: Any, current: Any) -> bool:
     """Whether a setting of the command asks for something else than the tokenizer has. Null asks for nothing where an earlier
     version had no such setting, and where the choice follows from the others."""
-    if value is None and (current is ABSENT or name == "model.start"):
+    if value is None and (current is ABSENT or name in ("model.start", "quantizer.scales")):
         return False
     return bool(current != value)
 

@@ -54,7 +54,9 @@ def measure_codecs(
     if not codes:
         absent["classical VQ"] = "the tokenizer is continuous: there are no bits to be equal to"
     elif grid is None:
-        absent["classical VQ"] = "it has a code for each patch, and the tokenizer's have no places"
+        absent["classical VQ"] = (
+            "it has a code for each patch, and the tokenizer's are not of one grid"
+        )
     elif codes > MAX_KMEANS_CODES:
         absent["classical VQ"] = (
             f"the {codes:,} codes a position are more than the {MAX_KMEANS_CODES:,} that k-means is run for"

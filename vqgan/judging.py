@@ -16,6 +16,8 @@ from codegrid.data.pictures import save_picture, tile_images
 from codegrid.engine.errors import InputError
 from codegrid.engine.folder import PICTURES, RATES
 from codegrid.engine.sizes import write_size
+from codegrid.evaluation.adm.judging import judge_run
+from codegrid.evaluation.adm.reference import AdmReference
 from codegrid.evaluation.codebook import CodebookUse
 from codegrid.evaluation.feature_set import add_mean_ratio
 from codegrid.evaluation.features import TorchScriptNetwork, fetch_weights
@@ -40,6 +42,8 @@ from codegrid.evaluation.validity_picture import save_verdicts
 from vqgan.baselines import measure_codecs
 from vqgan.callbacks.codes import draw_histogram, part_name
 from vqgan.losses.perceptual import LPIPS, WEIGHTS
+from vqgan.perturbing import PerturbedJudge
+from vqgan.probing import ProbeJudge
 from vqgan.quantizers.base import NO_CODES_MESSAGE
 from vqgan.rates import RateJudge, write_rates
 from vqgan.tokenizer import Tokenizer
@@ -75,11 +79,13 @@ class TokenizerJudge:
         images: ImageDataModule,
         settings: EvaluationSettings,
         own: TorchScriptNetwork | None,
+        reference: AdmReference | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.images = images
         self.settings = settings
         self.feature_sets = make_feature_sets(settings, images, own)
+        self.adm = judge_run(reference, images)
         self.depth = images.rules.depth
         self.colours = ShownColours.of(images)
         self.lpips, self.lpips_absent = load_lpips(settings.lpips, settings.fetch)
@@ -92,6 +98,8 @@ class TokenizerJudge:
             self.code_use = tokenizer.quantizer.make_code_use().to(settings.device)
         self.validity = ValidityJudge(images, settings.validity)
         self.rates = RateJudge(tokenizer, images, settings, self.feature_sets)
+        self.perturbed = PerturbedJudge(tokenizer, images, settings, self.feature_sets)
+        self.probe = ProbeJudge(tokenizer, images, settings)
         self.reference_hash = ReferenceHash()
         self.errors: list[Tensor] = []
         self.n = 0
@@ -110,6 +118,7 @@ class TokenizerJudge:
         for feature_set in self.feature_sets:
             feature_set.add("reference", x)
             feature_set.add("judged", x_hat)
+        self.adm.add(x_hat)
         self.fidelity.update(to_float(x), to_float(x_hat), self.depth)
         errors = (x.float() - x_hat.float()).square().mean((1, 2, 3))
         self.errors.append(floor_squared_error(errors).cpu())
@@ -118,6 +127,8 @@ class TokenizerJudge:
         if self.code_use is not None and indices is not None:
             self.code_use.update(indices)
             self.rates.update(x, indices)
+            self.perturbed.update(indices)
+            self.probe.update(x, indices)
 
     def rank_by_error(self) -> dict[str, Tensor]:
         """The indices of the `show` worst and of the `show` best reconstructions by mean squared error.
@@ -137,7 +148,12 @@ class TokenizerJudge:
         self.add_code_scores(sheet)
         for feature_set in self.feature_sets:
             feature_set.add_distances(sheet, "rfid", paired=True)
+            feature_set.add_mind(sheet, paired=True)
         add_mean_ratio(sheet, "rfid", self.feature_sets)
+        self.perturbed.add_scores(sheet)
+        add_mean_ratio(sheet, "pfid", self.feature_sets)
+        self.probe.add_scores(sheet)
+        self.adm.add_scores(sheet)
         return sheet
 
     def add_pixel_scores(self, sheet: ScoreSheet) -> None:

@@ -136,6 +136,7 @@ class VQGAN(ClockedModule):
         assert tokenizer.K is not None
         tokenizer.quantizer.initialise(take_vectors(tokenizer, data, PLACING * tokenizer.K))
         self.quantizes = True
+        self.replaced = ("quantizer.",)
         log_line(f"step {self.step}: the codes come into use, placed among the encoder's outputs")
 
     def augment_images(self, images: Tensor) -> Tensor:
@@ -276,16 +277,21 @@ class VQGAN(ClockedModule):
 
     @property
     def phases(self) -> Mapping[str, Mark]:
-        phases = super().phases
-        if self.adversary is not None and self.learners.any:
-            phases = self.adversary.gate.list_phases(self.budget)
-        if not self.begin:
+        phases, begin = super().phases, self.begin
+        gate = self.adversary.gate if self.adversary is not None and self.learners.any else None
+        if gate is not None:
+            phases = gate.list_phases(self.budget)
+        if not begin:
             return phases
-        return {"continuous": 0} | {name: mark or self.begin for name, mark in phases.items()}
+        if gate is not None and gate.training(
+            self.budget.now_at(begin)
+        ):  # there are no codes before
+            phases = {name: mark for name, mark in phases.items() if mark}
+        return {"continuous": 0} | {name: mark or begin for name, mark in phases.items()}
 
     def enter(self, mark: Mark) -> None:
         super().enter(mark)
-        self.quantizes = self.now.reached(self.begin)
+        self.quantizes = self.now.reached(self.begin) or self.codes_are_frozen
         self.discriminator_step = 0  # at which all that is due every n updates is due
 
     # Validation: over the whole set, on images rounded to the depth of their pixels, as a file would hold them.
@@ -317,6 +323,14 @@ class VQGAN(ClockedModule):
         # Codes of a run that is resumed, or that this one starts with, have been in use.
         self.quantizes |= self.tokenizer.quantizer.num_updates > 0
         self.learners.stop_noise(self.tokenizer)
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if not self.quantizes and self.now.progress >= 1:  # its minutes were over before its steps
+            log_line(
+                f"quantizer.from={self.begin}: the run ended at step {self.step}, before its codes came into use, so they are "
+                "those of its start, which no decoder has seen; use a fraction of the run, such as quantizer.from=0.1"
+            )
 
     @property
     def learned(self) -> Tokenizer:

@@ -8,6 +8,7 @@ import torch
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.precision import autocast
 from codegrid.engine.run import Run
+from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.judging import load_own_features, read_comparison
 from codegrid.evaluation.settings import EvaluationSettings
 from vqgan.load import load_images
@@ -39,6 +40,7 @@ def preview_evaluation_of(
     images = load_images(described["data"], run.config.data, settings.ckpt)
     read_comparison(settings, "vqgan")
     load_own_features(settings, images)
+    open_reference(settings, images, images.cache_dir)
     number = len(images.source(settings.split))
     would = f"score reconstructions of {number:,} {settings.split} images, {settings.batch_size} at a time, in"
     work = reconstruct_first(run, tokenizer, images, settings.batch_size)

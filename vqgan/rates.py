@@ -27,7 +27,7 @@ MAX_RATES = 16  # on one axis, above which they double
 class Rate:
     """How much of an image's codes is decoded.
 
-    tokens    the first of a sequence; None: all places
+    tokens    the first of a sequence, or of a row of several scales; None: all places
     depth     the first along the last axis of the indices, as the codebooks of quantizer=residual; None: all
     """
 
@@ -61,16 +61,20 @@ class Rate:
 def list_rates(tokenizer: Tokenizer, wanted: bool | Sequence[int]) -> list[Rate]:
     """The rates of a curve, from the lowest to the one of all codes, the last; none without a curve.
 
-    `wanted` are numbers of codes: of a sequence, or else of each place. True takes those of a sequence that is trained with nested
-    dropout, or else those of nested codebooks, all numbers if they are few. Raises InputError for numbers that a tokenizer
-    doesn't have.
+    `wanted` are numbers of codes: of a sequence, of the first scales, or else of each place. True takes those of a sequence that
+    is trained with nested dropout, those of several scales, or those of nested codebooks, all numbers if they are few. Raises
+    InputError for numbers that a tokenizer doesn't have.
     """
     if wanted is False:
         return []
     n = 0 if tokenizer.is_spatial or tokenizer.K is None else tokenizer.grid[1]
-    lengths, depths = range(1, n + 1), tokenizer.quantizer.prefixes
+    lengths: Sequence[int] = range(1, n + 1)
+    depths = tokenizer.quantizer.prefixes
+    has_scales = not tokenizer.quantizer.is_gridded
+    if has_scales:
+        lengths, depths = depths, ()
     if wanted is True:
-        of_sequence = bool(tokenizer.nested)
+        of_sequence = bool(tokenizer.nested) or has_scales
         numbers = choose_numbers(lengths if of_sequence else depths)
     else:
         of_sequence = bool(lengths)
@@ -91,8 +95,8 @@ def check_number(n: int, numbers: Sequence[int]) -> int:
     """A number of codes. Raises InputError for one that a tokenizer can't decode alone."""
     if not numbers:
         raise InputError(
-            f"rates needs codes of which the first are an image by themselves, those of quantizer=residual or of model=vit "
-            f"model.tokens=32, and this tokenizer has none; leave rates={n} out"
+            "rates needs codes of which the first are an image by themselves, those of quantizer=residual, of quantizer=multiscale "
+            f"or of model=vit model.tokens=32, and this tokenizer has none; leave rates={n} out"
         )
     if n not in numbers:
         choices = [str(number) for number in numbers]
@@ -150,7 +154,7 @@ class RateJudge:
             for name, value in fidelity.compute().items():
                 sheet.add(name, float(value))
             for feature_set in feature_sets:
-                feature_set.add_distances(sheet, "rfid", paired=True)
+                feature_set.add_frechet(sheet, "rfid")
             rows.append(rate.describe(self.tokenizer, pixel_bits) | select_scores(sheet))
         last = [Rate().describe(self.tokenizer, pixel_bits) | select_scores(whole)] if rows else []
         return [*rows, *last]

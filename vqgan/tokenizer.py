@@ -271,13 +271,16 @@ class Tokenizer(nn.Module):
 
     def check_codes(self, codes: Tensor) -> None:
         """Raise InputError unless these are codes of this tokenizer, (B, h, w) or (B, h, w, num_codebooks), or the first of
-        those codebooks."""
+        those codebooks; of codes that are a row (B, 1, n)."""
         if self.K is None:
             raise InputError(NO_CODES_MESSAGE)
         shape = ["B", "h", "w", *map(str, self.code_shape[2:])]
         fits = codes.ndim == len(shape) and (
             codes.shape[3:] == self.code_shape[2:] or codes.shape[-1] in self.quantizer.prefixes
         )
+        if not self.is_gridded:
+            shape[1:3] = ["1", "n"]
+            fits = fits and codes.shape[1] == 1
         if not fits or not codes.numel():
             raise InputError(
                 f"codes of shape {list(codes.shape)} must be ({', '.join(shape)}), at least one grid"

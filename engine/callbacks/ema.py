@@ -20,7 +20,8 @@ class WeightAverage(Callback):
 
     value <- d * value + (1 - d) * weight after each update, d = min(decay, (1 + n) / (10 + n)) at update n, so that an early
     average spans about the last tenth of the run. Validation, its pictures and whoever loads the checkpoint use the average;
-    training continues with the weights themselves. Both are in the checkpoint.
+    training continues with the weights themselves. Both are in the checkpoint. Of weights that an update has placed anew, such as
+    codes that come into use later, the average begins again.
     """
 
     def __init__(self, decay: float) -> None:
@@ -47,6 +48,7 @@ class WeightAverage(Callback):
     @torch.no_grad()
     def follow(self, module: L.LightningModule) -> None:
         """Add the weights of this update, once: a run may break off between an update and the end of its batch."""
+        assert isinstance(module, ClockedModule)
         n = step_of(module)
         if self._step == n:
             return
@@ -57,7 +59,9 @@ class WeightAverage(Callback):
         average = [local_shard(self.values[name]) for name in floats]
         current = [local_shard(weights[name]) for name in floats]
         get_ema_multi_avg_fn(decay)(average, current, n)
-        for name in weights.keys() - set(floats):  # counters
+        anew = {name for name in weights if name.startswith(module.replaced)}
+        module.replaced = ()
+        for name in anew | weights.keys() - set(floats):  # counters
             self.values[name].copy_(weights[name])
 
     @torch.no_grad()

@@ -84,6 +84,7 @@ class ReportedRun:
     pictures: list[Path] = field(default_factory=list)
     references: list[dict[str, Any]] = field(default_factory=list)  # classical codecs
     rates: list[dict[str, Any]] = field(default_factory=list)  # of nested codes, with their scores
+    files: dict[str, Any] = field(default_factory=dict)  # figures of stage=compress
     pixels: Mapping[str, Any] = field(
         default_factory=lambda: USUAL_PIXELS
     )  # the range and the depth of its images
@@ -114,6 +115,7 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
     problems: dict[Path, str] = {}
     runs: dict[str, ReportedRun] = {}
     evaluations: list[ReportedRun] = []
+    compressions: list[ReportedRun] = []
     for folder in find_run_folders(roots):
         try:
             run = read_run(folder)
@@ -123,7 +125,10 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
         if run is None:
             continue
         if run.stage == "evaluate":
-            evaluations.append(run)
+            if run.metrics.get("of_stage") != "samples":  # in a file, which belong to no run
+                evaluations.append(run)
+        elif run.stage == "compress":
+            compressions.append(run)
         elif run.id in runs:
             problems[folder] = f"a copy of {runs[run.id].folder}: both have the id {run.id}"
         else:
@@ -137,6 +142,14 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
         else:
             problems[evaluation.folder] = (
                 f"evaluates a run (id {of}) that is not below the folders of this report"
+            )
+    for compression in sorted(compressions, key=lambda run: run.time):
+        of = compression.metrics.get("of")
+        if of in runs:
+            runs[of].files = compression.metrics
+        else:
+            problems[compression.folder] = (
+                f"has files of a prior (id {of}) that is not below the folders of this report"
             )
     for run in runs.values():
         if run.stage == "prior":
@@ -220,7 +233,7 @@ def read_run(folder: Path) -> ReportedRun | None:
     config = upgrade_config(load_mapping(folder / CONFIG))
     stage = config.get("stage")
     stage = "vqgan" if stage == "import" else stage  # a tokenizer as any other
-    if stage not in (*REPORTED_STAGES, "evaluate"):
+    if stage not in (*REPORTED_STAGES, "evaluate", "compress"):
         return None
     if not (folder / METRICS).is_file():
         raise DamagedRun(f"not finished: it has no {METRICS}{last_alarm(folder)}")

@@ -54,6 +54,8 @@ MAX_PARTS = 3  # ways of measuring one score that get a chart each
 
 DAGGER = "†"
 
+FILE_FIGURES = ("n", "psnr", "bytes", "payload_bytes", "claimed_bytes")  # of stage=compress
+
 
 @dataclass
 class Section:
@@ -394,6 +396,36 @@ class Story:
         for grouped, kind in ((self.of_tokenizers, "tokenizers"), (self.of_priors, "priors")):
             if grouped:
                 yield from self.tables_of(grouped, kind)
+        yield from self.tabulate_files()
+
+    def tabulate_files(self) -> Iterator[StoryTable]:
+        """What images take as files under priors, beside other formats at no lower PSNR; nothing without stage=compress."""
+        heads = [
+            "Prior",
+            "Format",
+            "Images",
+            "PSNR",
+            "Bytes",
+            "Without headers",
+            "Claimed by the prior",
+        ]
+        table = StoryTable(
+            "files",
+            "Files",
+            "Bytes of an image as written, headers counted and not counted. Other formats have the lowest quality whose PSNR is no "
+            "lower, for up to 200 of the images.",
+            [[head, "dB" if head == "PSNR" else ""] for head in heads],
+        )
+        for run in self.priors:
+            own = {**run.files, "bytes": run.files.get("bytes_per_image")}
+            others = [row for row in run.files.get("formats") or [] if isinstance(row, dict)]
+            for row in [own, *others] if run.files else ():
+                place, name = self.place(run), str(row.get("format", "cgz"))
+                figures = [row.get(key) for key in FILE_FIGURES]
+                cells = [Cell(place, place), Cell(name, name), *map(file_cell, figures)]
+                table.rows.append((cells, [run]))
+        if table.rows:
+            yield table
 
     def tables_of(self, grouped: Sequence[Group], kind: str) -> Iterator[StoryTable]:
         """The tables of configurations and of runs."""
@@ -680,6 +712,15 @@ def score_cells(group: Group, usual: dict[str, str]) -> list[Cell]:
         mean_cell(name, comparable_parts([group], name), provenance)
         for name, provenance in usual.items()
     ]
+
+
+def file_cell(value: Any) -> Cell:
+    """A figure of files; empty if it is none."""
+    return (
+        Cell(f"{value:,g}" if value < 1000 else f"{value:,.0f}", value)
+        if is_figure(value)
+        else Cell("")
+    )
 
 
 def setting_cell(key: str, value: Any) -> Cell:

@@ -28,7 +28,14 @@ class CodeCondition(Condition):
         self.tokenizer = tokenizer
 
     def attach(self, model: PriorModel) -> None:
-        model.read_front(**self.tokenizer.code_space)
+        space = self.tokenizer.code_space
+        places = math.prod(space["grid"]) * len(space["codebook"])
+        if places != math.prod(self.tokenizer.code_shape):
+            raise InputError(
+                "the tokenizer of the condition has a codebook for each scale, and codes in front are told apart by their places "
+                "alone; train it with quantizer.shared=true"
+            )
+        model.read_front(**space)
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "codes", "tokenizer": self.tokenizer.fingerprint()}

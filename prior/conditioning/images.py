@@ -4,6 +4,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from codegrid.data.datamodule import ImageDataModule
-from codegrid.data.pairing import pair_images, pair_names, readable_names
+from codegrid.data.pairing import pair_images, pair_rows, readable_names
 from codegrid.data.tables import split_kind
 from codegrid.engine.checkpoint import find_checkpoint, find_damage, read_run_id
 from codegrid.engine.errors import InputError
@@ -145,8 +146,7 @@ class FileLabels(VectorLabels):
             )
 
     def check(self, flip: bool, crops: int) -> None:
-        for split in ("train", "val"):
-            self.place(split)
+        self.place("train")
 
     def read_split(self, split: str) -> NDArray[np.float32]:
         samples = self.images.samples(split)
@@ -157,32 +157,40 @@ class FileLabels(VectorLabels):
         return vectors
 
     def place(self, split: str) -> NDArray[np.int64]:
-        """The row of each image of a split, the unreadable ones too. Raises InputError if one has none."""
-        names = {each: self.images.source(each).names() for each in ("train", "val")}
-        if self.file.names is not None:
-            rows = pair_names(list(map(str, names[split])), self.file.names)
-            if (lacking := np.flatnonzero(rows < 0)).size:
-                raise InputError(
-                    f"{self.setting} names {len(self.file.names):,} images, and of {len(rows):,} {split} images {len(lacking):,} "
-                    f"have none or several rows there, such as {names[split][lacking[0]]}; give each image one row"
-                )
-            return rows
-        counts = {each: len(names[each]) for each in names}
-        n, total = sum(counts.values()), len(self.file.vectors)
+        """The row of each image of a split, the unreadable ones too. Raises InputError if an image of any split has none."""
+        num_train = len(self.images.source("train"))
+        return self.rows[:num_train] if split == "train" else self.rows[num_train:]
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """The row of each image, those to train on first."""
+        return self.find_by_order() if self.file.names is None else self.find_by_name()
+
+    def find_by_name(self) -> NDArray[np.int64]:
+        assert self.file.names is not None
+        names, rows = pair_rows(self.images, self.file.names)
+        if (lacking := np.flatnonzero(rows < 0)).size:
+            raise InputError(
+                f"{self.setting} names {len(self.file.names):,} images, and of {len(rows):,} images {len(lacking):,} have no row "
+                f"of their own there, such as {names[lacking[0]]}; name each one once as it is named here, or give a .npy with a "
+                "row for each"
+            )
+        return rows
+
+    def find_by_order(self) -> NDArray[np.int64]:
+        train, val = (self.images.source(each) for each in ("train", "val"))
+        n, total = len(train) + len(val), len(self.file.vectors)
         if n != total:
             raise InputError(
-                f"{self.setting} has {total:,} rows for {n:,} images, {counts['train']:,} to train on and {counts['val']:,} to "
-                "validate; give a row for each, in the order of their names, or an .npz with the arrays names and vectors"
+                f"{self.setting} has {total:,} rows for {n:,} images, {len(train):,} to train on and {len(val):,} to validate; "
+                "give a row for each, in the order of their names, or an .npz with the arrays names and vectors"
             )
-        source, other = self.images.source("train"), self.images.source("val")
-        first = 0 if split == "train" else counts["train"]
-        if not source.shares_names(other):
-            return np.arange(first, first + counts[split])
-        everything = [*names["train"], *names["val"]]
-        order = sorted(range(n), key=lambda row: order_key(everything[row]))
+        if not train.shares_names(val):
+            return np.arange(n)
+        names = [*train.names(), *val.names()]
         rows = np.empty(n, np.int64)
-        rows[order] = np.arange(n)
-        return rows[first : first + counts[split]]
+        rows[sorted(range(n), key=lambda row: order_key(names[row]))] = np.arange(n)
+        return rows
 
 
 def order_key(name: str | int) -> Any:

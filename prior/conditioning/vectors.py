@@ -1,9 +1,11 @@
 """Vectors of numbers as a condition: embeddings, attributes, measurements."""
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -204,9 +206,8 @@ def load_vectors(file: Path, what: str) -> VectorFile:
     if not file.is_file():
         raise InputError(f"{what} is not there; give a .npy or .npz file of vectors")
     try:
-        loaded = np.load(file, mmap_mode="r", allow_pickle=False)
-        arrays = {"vectors": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, ValueError, EOFError) as error:
+        arrays = read_arrays(file)
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(
             f"{what} can't be read as an array ({summarize_error(error)}); write it with numpy.save(file, vectors) or "
             "numpy.savez(file, names=names, vectors=vectors)"
@@ -223,12 +224,26 @@ def load_vectors(file: Path, what: str) -> VectorFile:
         raise InputError(
             f"{what} holds an array of shape {list(vectors.shape)} and type {vectors.dtype}; give (images, size) numbers"
         )
-    names = [str(name) for name in arrays["names"].tolist()] if "names" in arrays else None
+    names = list(map(read_name, arrays["names"].tolist())) if "names" in arrays else None
     if names is not None and len(names) != len(vectors):
         raise InputError(
             f"{what} has {len(names):,} names for {len(vectors):,} vectors; give one for each"
         )
     return VectorFile(vectors, names)
+
+
+def read_arrays(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz, or that of a .npy as `vectors`, which is not read yet."""
+    with open(file, "rb") as stream:
+        if stream.read(2) == b"PK":
+            stream.seek(0)
+            return dict(np.load(stream, allow_pickle=False))
+    return {"vectors": np.load(file, mmap_mode="r", allow_pickle=False)}
+
+
+def read_name(name: Any) -> str:
+    """A name of an array of text, of bytes or of numbers."""
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 def check_finite(vectors: NDArray[np.float32], what: str, names: Iterable[str]) -> None:

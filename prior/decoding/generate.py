@@ -63,6 +63,13 @@ def generate(
         yield codes if model.num_codebooks > 1 else codes[..., 0]
 
 
+def check_sampler_fits(model: PriorModel, sampler: Sampler, kind: str) -> None:
+    """Raise InputError for settings that this prior, or this kind of device, doesn't take."""
+    check_parallel_sampler(model, sampler)
+    check_compile_sampler(model, sampler, kind)
+    check_order_sampler(model, sampler)
+
+
 def check_compile_sampler(model: PriorModel, sampler: Sampler, kind: str) -> None:
     """Raise InputError if `sampler.compile` is on and this prior, or this kind of device, can't be compiled."""
     if sampler.compile and not model.stepwise:

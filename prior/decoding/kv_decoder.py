@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codegrid.engine.precision import without_autocast
+from codegrid.engine.precision import at_least_float32, without_autocast
 from prior.decoding.products import pack_linear
-from prior.models.transformer import Block, rotary_directions, rotate_pairs
+from prior.models.transformer import EPSILON, Block, rotary_directions, rotate_pairs
 
 ROOM = 16  # positions that a cache grows by, at least, and a multiple of which it holds
 
@@ -30,7 +30,7 @@ class PackedBlock:
 
 
 class PackedBlocks:
-    """A stack of causal blocks as products with packed weights, in autocast's type if it is on.
+    """A stack of causal blocks as products with packed weights, in autocast's type if it is on; `high` is that of all else.
 
     The norms' scales, the square root of the width and the attention's scale are folded into the weights that follow. `turns`
     (T, 3, 1, size / 2) turn the queries and the keys of each position, and leave the values.
@@ -40,14 +40,15 @@ class PackedBlocks:
         """angles (T, 1 or 2, 1, size / 2) as in the blocks' forward."""
         self.device = angles.device
         stack = [block for block in blocks if isinstance(block, Block)]
-        self.dtype = product_dtype(self.device)
+        weight = stack[0].qkv.weight
+        self.dtype, self.high = product_dtype(self.device, weight), high_dtype(weight)
         self.width, self.heads = stack[0].qkv.in_features, stack[0].heads
         self.size = self.width // self.heads
         with torch.no_grad(), without_autocast(self.device):
             self.blocks = [self._pack(block) for block in stack]
             turns = torch.polar(torch.ones_like(angles), angles).expand(-1, 2, -1, -1)
             self.turns = torch.cat([turns, torch.ones_like(turns[:, :1])], 1)
-        self.least = minimal_length(self.width, self.device)
+        self.least = minimal_length(self.width, self.device, self.high)
 
     def _pack(self, block: Block) -> PackedBlock:
         return PackedBlock(*(pack_linear(w.to(self.dtype)) for w in fold_weights(block)))
@@ -89,6 +90,13 @@ class KVCache:
         self.n = len(samples)
         self._move(lambda past: past.index_select(1, samples), self.length)
 
+    def copy(self, other: "KVCache", filled: int) -> None:
+        """Hold what another cache of as many samples has at the first `filled` positions."""
+        if filled > self.length:
+            self.make_room(0, filled)
+        for own, past in zip(self.past, other.past, strict=True):
+            own[:, :, :, :filled] = past[:, :, :, :filled]
+
     def _lay_out(self, storage: Tensor) -> Tensor:
         shape = (2, self.n, self.heads, self.length, self.size)
         return storage[: 2 * self.n * self.heads * self.length * self.size].view(shape)
@@ -120,10 +128,11 @@ class CachedBlocks:
         packed = self.packed
         heads, size, width = packed.heads, packed.size, packed.width
         low: dict[str, Any] = {"dtype": packed.dtype, "device": packed.device}
+        high: dict[str, Any] = {"dtype": packed.high, "device": packed.device}
         self.n, self.window = n, window
-        self.x = torch.zeros(n * window, width, device=packed.device)
+        self.x = torch.zeros(n * window, width, **high)
         self.normalised = torch.zeros(n * window, width, **low)
-        self.qkv = torch.zeros(n * window, 3 * width, device=packed.device)
+        self.qkv = torch.zeros(n * window, 3 * width, **high)
         self.pairs = torch.view_as_complex(self.qkv.view(n, window, 3, heads, size // 2, 2))
         self.by_head = self.qkv.view(n, window, 3, heads, size).permute(2, 0, 3, 1, 4)
         self.turned = torch.zeros(3, n, heads, window, size, **low)
@@ -132,7 +141,7 @@ class CachedBlocks:
     def run(
         self, x: Tensor, turns: Tensor, mask: Tensor, store: Callable[[Tensor, Tensor], object]
     ) -> Tensor:
-        """x (n * window, width) -> the last block's output, float32, a new tensor without gradients.
+        """x (n * window, width) -> the last block's output, float32 or float64 as the weights, a new tensor without gradients.
 
         turns (..., 3, 1, size / 2) of the positions; mask (n or 1, 1, window, length), added to the scores; `store` puts keys and
         values (2, n, heads, window, size) in their places in a block's cache.
@@ -182,13 +191,19 @@ class KVSteps(CachedBlocks):
             self.allot(n, 1)
         self._hide()
 
+    def go_on(self, past: KVCache, t: int) -> None:
+        """Go on at position t, after what `past` has of the same samples at the positions before."""
+        self.cache.copy(past, t)
+        self.t = t
+        self._hide()
+
     def _hide(self) -> None:
         """Mask the positions of the cache that are empty."""
         self.hidden = self.cache.past[0].new_full((1, 1, 1, self.cache.length), -torch.inf)
         self.hidden[..., : self.t] = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x (n, width) at the next position -> the last block's output there (n, width) float32, without gradients."""
+        """x (n, width) at the next position -> the last block's output there (n, width), without gradients."""
         t = self.t
         if t == self.cache.length:
             self.cache.make_room(t, t + 1)
@@ -228,6 +243,10 @@ class KVWindows(CachedBlocks):
     def select(self, samples: Tensor) -> None:
         """Keep these samples only, (m,) int64."""
         self.cache.select(samples)
+
+    def go_on(self, past: KVCache, t: int) -> None:
+        """Go on at position t or later, after what `past` has of the same samples at the positions before."""
+        self.cache.copy(past, t)
 
     def __call__(self, x: Tensor, first: Tensor, end: int) -> Tensor:
         """x (n, W, width) at the positions first (n,) to first + W - 1 -> the last block's output there, float32.
@@ -399,32 +418,37 @@ def make_steps(
 
 
 def pack_head(norm: nn.RMSNorm, head: nn.Linear) -> Multiply:
-    """A function from the last block's output x (n, width) to its logits head(norm(x)) (n, K) float32, without gradients."""
+    """A function from the last block's output x (n, width) to its logits head(norm(x)) (n, K), float32 or float64 as the weights,
+    without gradients."""
     weight = head.weight
-    dtype, least = product_dtype(weight.device), minimal_length(weight.shape[1], weight.device)
+    dtype = product_dtype(weight.device, weight)
+    least = minimal_length(weight.shape[1], weight.device, high_dtype(weight))
     with torch.no_grad(), without_autocast(weight.device):
         folded = weight * (norm.weight * weight.shape[1] ** 0.5)
         multiply = pack_linear(folded.to(dtype))
 
     def predict(x: Tensor) -> Tensor:
         with torch.no_grad(), without_autocast(x.device):
-            return multiply(normalise(x, least).to(dtype)).float()
+            return at_least_float32(multiply(normalise(x, least).to(dtype)))
 
     return predict
 
 
-def product_dtype(device: torch.device) -> torch.dtype:
-    """The type of the products: autocast's if it is on, else float32."""
-    return (
-        torch.get_autocast_dtype(device.type)
-        if torch.is_autocast_enabled(device.type)
-        else torch.float32
-    )
+def product_dtype(device: torch.device, weight: Tensor | None = None) -> torch.dtype:
+    """The type of the products: autocast's if it is on, else float32, or float64 for a weight that is."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.float32 if weight is None else high_dtype(weight)
 
 
-def minimal_length(width: int, device: torch.device) -> Tensor:
-    """The length that stands for RMSNorm's default epsilon: it is added to that of a vector in quadrature."""
-    return torch.full((), (width * torch.finfo(torch.float32).eps) ** 0.5, device=device)
+def high_dtype(weight: Tensor) -> torch.dtype:
+    """The type of what is not a product: float32, or float64 for a weight that is."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def minimal_length(width: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The length that stands for RMSNorm's epsilon: it is added to that of a vector in quadrature."""
+    return torch.full((), (width * EPSILON) ** 0.5, device=device, dtype=dtype)
 
 
 def normalise(x: Tensor, least: Tensor) -> Tensor:

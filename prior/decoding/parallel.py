@@ -10,6 +10,7 @@ the rounding of logits.
 Song et al. 2021 (Jacobi iterations), Teng et al. 2024 (of drafts that are drawn), Daliri et al. 2024 (Gumbel noise as a coupling).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.engine.sizes import Size
 from prior.decoding.sampling import AUTO_PARALLEL, GumbelNoise, Sampler, guided
 
-MIN_AUTO = 8  # positions in the windows that `auto` chooses: shorter ones hardly pay
-MAX_AUTO = 16  # longer ones take as many passes
+MIN_AUTO = 8  # codes of a grid for which `auto` chooses windows: shorter ones hardly pay
+AUTO_WINDOW = 16  # positions: longer windows take as many passes, and shorter ones cost as much for few samples
+OVERHEAD = 1.2  # of a pass that has no rows, in steps of drawing code by code: masks, and places of each sample's own
 ALLOWED_LOSS = 0.05  # of the steps of drawing code by code, before windows that don't pay are ended
 
 
@@ -36,10 +39,18 @@ class WindowDecoder(Protocol):
     def select(self, samples: Tensor) -> None:
         """Keep these samples only, (m,) int64."""
 
+    def begin_steps(self, t: int) -> Callable[[Tensor | None], Tensor]:
+        """A function that goes on code by code from position t, before which all codes have been in a window and are final: it
+        takes the codes (n,) before the next position, None at 0, and returns the logits (n, K) there."""
+
+    def end_steps(self) -> None:
+        """Go on in windows after the positions that the function of `begin_steps` was at."""
+
 
 @dataclass
 class Pace:
-    """How many positions the next pass has: `window`, or 1 from the pass on before which windows had lost more than `allowed`.
+    """How many positions the next pass has: `window`, or 1 once windows have lost more than `allowed`: code by code from there.
+    The codes before position `begin` are drawn code by code too: the first row has none above it to take drafts from.
 
     All is counted in steps of drawing code by code: `cost` is that of a pass, an estimate by its rows and not by a clock, so that
     a seed always draws by the same windows.
@@ -48,32 +59,36 @@ class Pace:
     window: int
     cost: float
     allowed: float
+    begin: int = 0
     spent: float = 0.0
 
     def next_window(self, drawn: float) -> int:
         """The positions of the next pass, when `drawn` codes of each sample are final, on average."""
         if self.spent > drawn + self.allowed:
-            self.window, self.cost = 1, 1.0
+            self.window = 1
         self.spent += self.cost
         return self.window
 
 
-def choose_pace(sampler: Sampler, n: int, T: int, device: torch.device, dtype: torch.dtype) -> Pace:
-    """The windows of n samples of T codes, twice as many with guidance, whose products are in `dtype`; 1: code by code."""
+def choose_pace(
+    sampler: Sampler, n: int, grid: Size, device: torch.device, dtype: torch.dtype
+) -> Pace:
+    """The windows of n samples, twice as many with guidance, whose products are in `dtype`; 1: code by code."""
+    T = grid[0] * grid[1]
     if sampler.parallel != AUTO_PARALLEL:
         return Pace(min(int(sampler.parallel), T), 0.0, 0.0)
-    free = count_free_rows(device, dtype)
-    window = min(free // n, MAX_AUTO, T)
-    if window < MIN_AUTO or sampler.compile:
-        window = 1
-    return Pace(window, 1 + n * (window - 1) / free, ALLOWED_LOSS * T)
+    free, window = count_free_rows(device, dtype), min(AUTO_WINDOW, T)
+    if n * window > free or T < MIN_AUTO or sampler.compile:
+        return Pace(1, 1.0, 0.0)
+    first_row = grid[1] if grid[0] > 1 else 0
+    return Pace(window, OVERHEAD + n * window / free, ALLOWED_LOSS * T, first_row)
 
 
 def count_free_rows(device: torch.device, dtype: torch.dtype) -> int:
-    """How many rows a pass has that takes twice as long as that of one row, about: it has to read all weights in any case."""
+    """How many rows a pass may have that take as long as one row, about: it has to read all weights in any case."""
     if device.type != "cpu":
         return 512
-    return 32 if dtype == torch.bfloat16 else 16
+    return 64 if dtype == torch.bfloat16 else 32
 
 
 class Windows:
@@ -98,6 +113,7 @@ class Windows:
         beyond = 2 * pace.window - 1  # of the last position
         self.canvas = F.pad(codes, (0, beyond))
         is_known = known.tolist()
+        self.is_known = is_known
         self.known = torch.tensor(is_known + beyond * [False], device=codes.device)
         self.end = max((t + 1 for t in range(self.T) if not is_known[t]), default=0)
         scales = [sampler.scale(t / self.T) for t in range(self.T + beyond)]
@@ -111,11 +127,39 @@ class Windows:
 
     def fill(self) -> Tensor:
         """The codes (n, T) with all that are not known drawn."""
+        if self.pace.begin:
+            self.draw_by_steps(min(self.pace.begin, self.end))
+            self.pace.spent += max(self.first)
+            self.decode.end_steps()
+            self.collect()
         while self.end and self.first:
             finished = (self.n - len(self.first)) * self.end
-            self.advance(self.pace.next_window((sum(self.first) + finished) / self.n))
+            window = self.pace.next_window((sum(self.first) + finished) / self.n)
+            if window == 1:
+                self.draw_by_steps(self.end)
+            else:
+                self.advance(window)
             self.collect()
         return self.result
+
+    def draw_by_steps(self, end: int) -> None:
+        """Draw all codes before position `end` code by code, by the same noise. Steps are the same for all samples, so they begin
+        with the sample that is least far, and leave the others' final codes as they are."""
+        first = torch.tensor(self.first, device=self.canvas.device)
+        begin = min(self.first)
+        decode = self.decode.begin_steps(begin)
+        for t in range(begin, end):
+            before = self.canvas[:, t - 1].repeat(1 + self.is_guided) if t else None
+            logits = decode(before)
+            if self.is_known[t]:
+                continue
+            if self.is_guided:
+                logits = guided(*logits.chunk(2), self.scales[t])
+            noise = self.noise.at([max(t, position) for position in self.first], 1)[:, 0]
+            drawn = self.sampler.draw_coupled(logits, noise)
+            self.canvas[:, t] = torch.where(t < first, self.canvas[:, t], drawn)
+        self.passes += len(self.first) * (end - begin)
+        self.first = [max(position, end) for position in self.first]
 
     def advance(self, window: int) -> None:
         """One pass: draw at `window` positions of each sample, and move on to the first code that is not final."""

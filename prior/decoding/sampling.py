@@ -338,17 +338,17 @@ class GumbelNoise:
     ) -> None:
         """For `streams` (n) and windows of at most `window` positions."""
         self.streams, self.T, self.device = list(streams), T, device
-        # Each block costs a call per sample, and memory.
-        self.block = max(window, min(16, T, max(1, 2**16 // K)))
+        # Each block costs a call per sample; all blocks together should stay in the processor's cache.
+        self.block = max(window, min(16, T, max(1, 2**17 // (K * len(streams)))))
         self.drawn = [0] * len(streams)  # positions
         self.blocks = torch.zeros(len(streams), 2 * self.block, K)
 
     def at(self, first: Sequence[int], window: int) -> Tensor:
         """The noise (n, window, K) of the positions first[i] to first[i] + window - 1; any numbers beyond the last position."""
-        for i, position in enumerate(first):
-            while self.drawn[i] < min(position + window, self.T):
-                self._draw(i)
-        if all(position == first[0] for position in first) and window == 1:
+        ends = [min(position + window, self.T) for position in first]
+        while late := [i for i, drawn in enumerate(self.drawn) if drawn < ends[i]]:
+            self._draw([i for i in late if self.drawn[i] == self.drawn[late[0]]])
+        if window == 1 and first.count(first[0]) == len(first):
             noise = self.blocks[:, first[0] % (2 * self.block), None].clone()
         else:
             places = torch.tensor(first)[:, None] + torch.arange(window)
@@ -356,19 +356,23 @@ class GumbelNoise:
             noise = self.blocks[rows, places % (2 * self.block)]
         return noise.to(self.device)
 
-    def _draw(self, i: int) -> None:
-        """Draw the next block of sample i, in place of its last but one.
+    def _draw(self, samples: Sequence[int]) -> None:
+        """Draw the next block of these samples, of which all have as many, in place of their last but one.
 
-        In float64, whose small numbers are as finely spaced as large ones; numpy's float32 has steps of 1e-6 there.
+        Exponential times first, of 31 random bits each, two in each number of a stream: in half of the time that numpy's own
+        take, and as finely spaced where they are short, which decides what is drawn: their logarithms are the noise.
         """
-        first = self.drawn[i]
+        first = self.drawn[samples[0]]
         n, K = min(self.block, self.T - first), self.blocks.shape[-1]
-        exponential = torch.from_numpy(self.streams[i].standard_exponential((n, K)))
+        pairs = np.empty((len(samples), n, (K + 1) // 2), np.uint64)
+        for i, own in zip(samples, pairs, strict=True):
+            own[:] = self.streams[i].bit_generator.random_raw(own.shape)
+            self.drawn[i] += n
+        bits = torch.from_numpy(pairs.view(np.int32)).bitwise_and_(2**31 - 1)
+        share = bits.float().add_(0.5).mul_(-(2.0**-31)).clamp_(min=2.0**-24 - 1)
+        noise = share.log1p_().neg_().log_().neg_()
         place = first % (2 * self.block)
-        smallest = torch.finfo(torch.float32).tiny  # 0, which has no logarithm, is possible
-        noise = exponential.float().clamp_(min=smallest).log_().neg_()
-        self.blocks[i, place : place + n] = noise
-        self.drawn[i] += n
+        self.blocks[list(samples), place : place + n] = noise[..., :K]
 
     def select(self, samples: Sequence[int]) -> None:
         """Keep the noise of these samples only."""

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from codegrid.engine.errors import check_int, check_range
-from codegrid.engine.precision import without_autocast
+from codegrid.engine.errors import InputError, check_int, check_range
+from codegrid.engine.precision import at_least_float32, without_autocast
 from prior.decoding.sampling import Sampler
 from prior.heads.base import Head, Judged
 from prior.heads.likeness import rank_codes
@@ -50,7 +50,14 @@ class Bits(nn.Module, Head):
         self.strides = tuple(math.prod(self.levels[j + 1 :]) for j in range(n))
         self.is_even = math.prod(self.levels) == self.K and min(self.levels) == most
         within = [j for j in range(1, n) if self.strides[j - 1] <= group_size]
-        self.group_share, self.shared = group_share, n - len(within) if within else n - 1
+        if group_share and not within:
+            raise InputError(
+                f"prior.head.group_size={group_size} is less than the {self.levels[-1]} values of the last digit, in which the "
+                f"codes of a group differ; use prior.head.group_size={self.levels[-1]}"
+                if n > 1
+                else f"prior.head.group_share={group_share} needs codes of several digits, and these have one; use 0"
+            )
+        self.group_share, self.shared = group_share, n - len(within)
         self.input = nn.Linear(width, hidden, bias=False)
         read = n if self.reads_last else n - 1
         self.digits = nn.Parameter(n**-0.5 * torch.randn(read, most, hidden))
@@ -84,7 +91,7 @@ class Bits(nn.Module, Head):
 
     def predict_digit(self, hidden: Tensor, prefixes: Tensor, j: int) -> Tensor:
         """log p (n, ..., levels) of digit j, by what is known (n, ..., hidden) and the number (...) of the digits before."""
-        logits = F.linear(F.silu(hidden + self.place[j]), self.weight[j]).float()
+        logits = at_least_float32(F.linear(F.silu(hidden + self.place[j]), self.weight[j]))
         return self.weigh(logits, prefixes, j).log_softmax(-1)
 
     def weigh(self, logits: Tensor, prefixes: Tensor, j: int) -> Tensor:
@@ -94,7 +101,7 @@ class Bits(nn.Module, Head):
         values = torch.arange(logits.shape[-1], device=logits.device)
         first = (prefixes[..., None] * self.levels[j] + values) * self.strides[j]
         n = (self.K - first).clamp(0, self.strides[j]).masked_fill(values >= self.levels[j], 0)
-        return logits + n.float().log()
+        return logits + n.to(logits.dtype).log()
 
     def nats(self, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         return self.by_parts(x, targets, None, smoothing, 0.0)
@@ -152,7 +159,7 @@ class Bits(nn.Module, Head):
         )
         read = self.read_before(digits) if visible is None else self.read_visible(digits, visible)
         hidden = F.silu(self.input(x)[:, None] + read + self.place)  # (n, digits, hidden)
-        logits = (hidden.transpose(0, 1) @ self.weight.mT).float().unbind(0)
+        logits = at_least_float32(hidden.transpose(0, 1) @ self.weight.mT).unbind(0)
         weighed = [self.weigh(z, prefixes[j], j) for j, z in enumerate(logits)]
         logp = torch.stack(weighed, 1).log_softmax(-1)
         losses = -logp.gather(-1, digits[..., None])[..., 0]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import check_range
+from codegrid.engine.precision import at_least_float32
 from prior.heads.base import LOGITS, Head, Judged, judge_logits
 from prior.heads.likeness import group_codes
 from prior.heads.tiles import TiledCrossEntropy
@@ -30,7 +31,7 @@ class Softmax(nn.Linear, Head):
         super().__init__(width, len(vectors), bias=False)
         nn.init.zeros_(self.weight)  # an untrained prior is uniform
         check_range("prior.head.group_share", group_share, 0, 1)
-        self.group_share = group_share
+        self.group_share, self.group_size = group_share, group_size
         if group_share:
             self.register_buffer("groups", group_codes(vectors, group_size))
 
@@ -49,7 +50,7 @@ class Softmax(nn.Linear, Head):
 
     def logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self(x)
-        return logits.float()
+        return at_least_float32(logits)
 
     def nats(self, x: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
         if self.is_small(targets):
@@ -64,11 +65,17 @@ class Softmax(nn.Linear, Head):
         logits = self.logits(x)
         loss, nats = LOGITS.losses(logits, targets, smoothing)
         if self.group_share:
-            others = self.groups != self.groups[targets][..., None]
-            within = logits.masked_fill(others, -torch.inf).logsumexp(-1)
-            of_group = logits.logsumexp(-1) - within
+            of_group = logits.logsumexp(-1) - self.sum_group(logits, targets)
             loss = (1 - self.group_share) * loss + self.group_share * of_group
         return loss, nats
+
+    def sum_group(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """log sum exp (...) of the logits (..., K) of the codes in each target's group."""
+        places = self.groups[targets][..., None] * self.group_size
+        places = places + torch.arange(self.group_size, device=places.device)
+        codes = self.groups.argsort(stable=True)[places.clamp(max=self.out_features - 1)]
+        near = logits.gather(-1, codes).masked_fill(places >= self.out_features, -torch.inf)
+        return near.logsumexp(-1)
 
     @torch.no_grad()
     def judge(self, x: Tensor, targets: Tensor) -> Judged:

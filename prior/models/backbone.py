@@ -107,6 +107,11 @@ class Transformer(PriorModel):
             steps(x)
         return steps
 
+    def derive_buffers(self) -> None:
+        super().derive_buffers()
+        # As many pairs of channels as there are turn.
+        self.angles = self.make_angles(2 * self.angles.shape[-1]).to(self.angles.device)
+
     def make_angles(self, size: int) -> Tensor:
         """The rotary angles of the positions, (T, 1, 1, size / 2)."""
         return rotary(self.grid, size)

@@ -1,14 +1,15 @@
 """What every prior is: a distribution over grids of codes that can be trained, evaluated and sampled."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_range
+from codegrid.engine.precision import default_float64
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
 from prior.heads.base import LOGITS, Head
@@ -22,6 +23,9 @@ MAX_DRAWN = 2**24  # logits that are drawn from at a time
 
 # Takes the previous codes (n,), None at the first call, and returns the logits (n, K) of the next ones.
 StepDecoder = Callable[[Tensor | None], Tensor]
+
+# Yields the logits (n, m, K) of the next m codes, is sent these codes (n, m), and yields the next ones.
+Predictions = Generator[Tensor, Tensor, None]
 
 # Takes the logits (n, K) at position t, and t, and returns codes (n,).
 Draw = Callable[[Tensor, int], Tensor]
@@ -104,10 +108,26 @@ class PriorModel(nn.Module, ABC):
         for embedding in self._label_embeddings():
             embedding.ignore_labels()
         own = next(part for part in self.modules() if isinstance(part, CodeEmbedding))
-        block = next((part for part in self.modules() if isinstance(part, Block)), None)
-        size = own.width // block.heads if block else 0
-        angles = scaled_rotary(grid, self.grid, size)
+        angles = self._make_front_angles(grid)
         self.front = Front(codebook, (grid[0], grid[1]), own.width, own.inputs, angles)
+
+    def _make_front_angles(self, grid: tuple[int, int]) -> Tensor:
+        own = next(part for part in self.modules() if isinstance(part, CodeEmbedding))
+        block = next((part for part in self.modules() if isinstance(part, Block)), None)
+        return scaled_rotary(grid, self.grid, own.width // block.heads if block else 0)
+
+    def double(self) -> Self:
+        """The same function in float64, in place: what the settings alone determine is computed again."""
+        super().double()
+        with default_float64():
+            self.derive_buffers()
+        return self
+
+    def derive_buffers(self) -> None:
+        """Compute the buffers that follow from the settings, and are in no checkpoint, in torch's default type."""
+        if self.front is not None:
+            device = self.front.angles.device
+            self.front.angles = self._make_front_angles(self.front.grid).to(device)
 
     def _label_embeddings(self) -> list[LabelEmbedding]:
         embeddings = [part for part in self.modules() if isinstance(part, LabelEmbedding)]
@@ -177,6 +197,17 @@ class PriorModel(nn.Module, ABC):
         Its nats are -log p(codes | label), or, if the prior is not `exact`, an unbiased estimate of an upper bound on it.
         Deterministic: the same codes always get the same prediction.
         """
+
+    def predict_in_turn(self, n: int, labels: Tensor | None) -> Predictions:
+        """The logits of n grids of codes whose codes are sent as they become known, so that nothing else can be read.
+
+        Parts of codes come in the order of the flat codes, and their -log p add up to the nats of `judge`. Raises InputError for a
+        prior without a likelihood that can be computed so.
+        """
+        raise InputError(
+            f"{type(self).__name__} has no likelihood that is exact and computed part by part, so it can't code files; use a "
+            "prior that has: gpt, rar, rq, var, lstm, pixelcnn, bigram, unigram or uniform"
+        )
 
     def redraw(
         self, codes: Tensor, labels: Tensor | None, uniform: Tensor, sampler: Sampler
@@ -263,6 +294,12 @@ class Autoregressive(PriorModel):
     ) -> StepDecoder:
         """As `decoder`, with the features (n, width) for a `readout` that draws without logits."""
         return self.decoder(n, labels, cache)
+
+    def predict_in_turn(self, n: int, labels: Tensor | None) -> Predictions:
+        decode = self.decoder(n, labels)
+        before: Tensor | None = None
+        for _ in range(self.L):
+            before = (yield decode(before)[:, None])[:, 0]
 
     def learn(self, codes: Tensor, labels: Tensor | None, progress: float) -> Prediction:
         return predict_all(self.features(self.replace_codes(codes), labels), codes, self.readout)

@@ -27,7 +27,8 @@ class Front(nn.Module):
         """codebook (num_codebooks, K, dim) and grid of the other image's tokenizer; inputs as in CodeEmbedding; angles as from
         `scaled_rotary`, empty (T, 0) for a prior without attention."""
         super().__init__()
-        self.num_codebooks, self.grid, self.T = len(codebook), grid, grid[0] * grid[1]
+        self.num_codebooks, self.K = codebook.shape[:2]
+        self.grid, self.T = grid, grid[0] * grid[1]
         self.read = nn.ModuleList(CodeEmbedding(vectors, width, inputs) for vectors in codebook)
         self.blank = nn.Parameter(torch.zeros(width))
         self.place = nn.Parameter(0.02 * torch.randn(self.T, width))

@@ -1,5 +1,6 @@
 """A causal transformer over code grids in raster order."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prior.decoding.kv_decoder import Multiply, StepCache, pack_head, product_dtype
+from prior.decoding.kv_decoder import KVSteps, Multiply, StepCache, pack_head, product_dtype
 from prior.decoding.parallel import Windows, choose_pace
 from prior.decoding.sampling import GumbelNoise, Numbers, Sampler
 from prior.heads.softmax import Softmax
@@ -132,7 +133,7 @@ class GPT(Transformer, Autoregressive):
             return super().fill(codes, known, numbers, sampler, labels, cache)
         doubled, is_guided = double_for_guidance(labels, sampler)
         n, device = len(codes) * (1 + is_guided), codes.device
-        pace = choose_pace(sampler, n, self.T, device, product_dtype(device))
+        pace = choose_pace(sampler, n, self.grid, device, product_dtype(device))
         if pace.window == 1 or sampler.steps:  # which is refused there
             return super().fill(codes, known, numbers, sampler, labels, cache)
         cache = StepCache() if cache is None else cache
@@ -152,7 +153,8 @@ class GPTWindows:
     ) -> None:
         places, angles = model.places()
         self.places = F.pad(places, (0, 0, 0, window))
-        self.steps = cache.windows(model.blocks, angles, n, window)
+        self.blocks, self.angles = model.blocks, angles
+        self.windows = cache.windows(model.blocks, angles, n, window)
         self.read, self.predict = model.pack_ends(n, cache)
         self.start = model.begin(n, labels) + places[0]
 
@@ -161,7 +163,21 @@ class GPTWindows:
         x = self.read(before) + self.places[first[:, None] + torch.arange(W, device=first.device)]
         if end == W:  # all are at their first position
             x[:, 0] = self.start
-        return self.predict(self.steps(x, first, end).flatten(0, 1)).view(n, W, -1)
+        return self.predict(self.windows(x, first, end).flatten(0, 1)).view(n, W, -1)
 
     def select(self, samples: Tensor) -> None:
-        self.steps.select(samples)
+        self.windows.select(samples)
+
+    def begin_steps(self, t: int) -> Callable[[Tensor | None], Tensor]:
+        packed, n = self.windows.packed, self.windows.cache.n
+        self.steps = steps = KVSteps(self.blocks, self.angles, n, packed)
+        steps.go_on(self.windows.cache, t)
+
+        def decode(before: Tensor | None) -> Tensor:
+            x = self.start if before is None else self.read(before) + self.places[steps.t]
+            return self.predict(steps(x))
+
+        return decode
+
+    def end_steps(self) -> None:
+        self.windows.go_on(self.steps.cache, self.steps.t)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.precision import at_least_float32
 
 INPUTS = ("codes", "embedding")
 HIDDEN = 256  # width of the layer between a vector of numbers and the prior
@@ -89,7 +90,7 @@ class LabelEmbedding(nn.Module):
         if self.numbers is None:
             return self.vectors[torch.where(labels < 0, self.classes, labels)]
         is_blank = labels.isnan().all(1, keepdim=True)
-        return torch.where(is_blank, self.vectors[-1], self.numbers(labels).float())
+        return torch.where(is_blank, self.vectors[-1], at_least_float32(self.numbers(labels)))
 
 
 class VectorEmbedding(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.console import log_line
-from codegrid.engine.precision import without_autocast
+from codegrid.engine.precision import at_least_float32, without_autocast
 from prior.decoding.kv_decoder import StepCache
 from prior.models.base import Autoregressive, StepDecoder, single_codebook
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
@@ -107,7 +107,7 @@ class LSTM(Autoregressive):
     def logits(self, hidden: Tensor) -> Tensor:
         """The last layer's output (..., width) -> logits (..., K) float32."""
         logits: Tensor = self.head(self.drop(hidden))
-        return logits.float()
+        return at_least_float32(logits)
 
 
 @cache

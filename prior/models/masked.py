@@ -117,8 +117,8 @@ class Masked(Transformer):
         """Each step draws some of the missing codes, and masks others again (predictor); then it draws some again (corrector).
 
         A corrector step draws as many as the step before it, at most half of those that are there: the ones drawn longest ago,
-        or the least confident ones. The choice of the former does not depend on the codes, so a consistent prior's distribution
-        stays as it is (Gibbs sampling).
+        or the least confident ones. The choice of the former does not depend on the codes, so drawing one at a time leaves a
+        consistent prior's distribution as it is (Gibbs sampling).
         """
         codes = codes.clone()
         order = sampler.order or self.own_order

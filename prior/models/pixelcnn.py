@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
+from codegrid.engine.precision import at_least_float32
 from prior.decoding.kv_decoder import StepCache
 from prior.models.base import Autoregressive, StepDecoder, single_codebook
 from prior.models.inputs import CodeEmbedding, LabelEmbedding
@@ -97,7 +98,7 @@ class PixelCNN(Autoregressive):
     def logits(self, h: Tensor) -> Tensor:
         """The last layer's output (n, width, r, c) -> logits (n, K, r, c) float32."""
         logits: Tensor = self.head(F.relu(self.last(F.relu(h))))
-        return logits.float()
+        return at_least_float32(logits)
 
     def decoder(
         self, n: int, labels: Tensor | None = None, cache: StepCache | None = None

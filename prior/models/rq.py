@@ -53,8 +53,17 @@ class RQ(Transformer, Autoregressive):
         self.add_backbone(settings, depths)
         self.book = nn.Parameter(torch.zeros(self.num_codebooks, width))
         nn.init.normal_(self.book, std=0.02)
-        book_angles = rotary((1, self.num_codebooks), width // settings.heads)
+        book_angles = self.make_book_angles(width // settings.heads)
         self.register_buffer("book_angles", book_angles, persistent=False)
+
+    def make_book_angles(self, size: int) -> Tensor:
+        """As `make_angles`, of the codebooks: (num_codebooks, 1, 1, size / 2)."""
+        return rotary((1, self.num_codebooks), size)
+
+    def derive_buffers(self) -> None:
+        super().derive_buffers()
+        size, device = 2 * self.book_angles.shape[-1], self.book_angles.device
+        self.book_angles = self.make_book_angles(size).to(device)
 
     def forward(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.head.logits(self.features(codes, labels))

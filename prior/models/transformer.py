@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError
-from codegrid.engine.precision import without_autocast
+from codegrid.engine.precision import at_least_float32, without_autocast
 
 
 def head_size(width: int, heads: int) -> int:
@@ -48,7 +48,7 @@ def rotary_directions(angles: Tensor) -> Tensor:
 
 def rotate_pairs(x: Tensor, directions: Tensor) -> Tensor:
     """Turn the pairs of neighbouring channels of x (..., size) by the angles of the directions (..., size / 2, 2)."""
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = at_least_float32(x).unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():  # torch.compile does not compile complex numbers, and warns
         (a, b), (cos, sin) = pairs.unbind(-1), directions.unbind(-1)
         turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
@@ -182,10 +182,15 @@ def attention(
         return torch.cat(attended).view_as(q)
 
 
+EPSILON = torch.finfo(torch.float32).eps  # nn.RMSNorm's default in float32
+
+
 class RMSNorm(nn.RMSNorm):
     """nn.RMSNorm (Zhang & Sennrich 2019, eq. 4) with fewer passes over the memory when it trains on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:  # whose own epsilon would make another function of it
+            return F.rms_norm(x, self.normalized_shape, self.weight, EPSILON)
         if x.is_cuda or not torch.is_grad_enabled():
             return super().forward(x)
         y: Tensor = _Normalise.apply(x, self.weight)

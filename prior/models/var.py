@@ -11,7 +11,13 @@ from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, guided
 from prior.heads.base import Head
 from prior.models.backbone import Transformer, TransformerSettings
-from prior.models.base import Prediction, double_for_guidance, predict_all, replace_randomly
+from prior.models.base import (
+    Prediction,
+    Predictions,
+    double_for_guidance,
+    predict_all,
+    replace_randomly,
+)
 from prior.models.inputs import LabelEmbedding
 from prior.models.transformer import Past, Stack, rotary_at
 from prior.orders import windows
@@ -93,6 +99,10 @@ class VAR(Transformer):
         mask = torch.zeros(self.L, self.L).masked_fill(scale[:, None] < scale, -torch.inf)
         self.register_buffer("mask", mask, persistent=False)
 
+    def derive_buffers(self) -> None:
+        super().derive_buffers()
+        self.read.scales.derive_buffers()
+
     def make_angles(self, size: int) -> Tensor:
         """Of the middles of all cells, in the coordinates of the last grid."""
         angles = []
@@ -170,18 +180,27 @@ class VAR(Transformer):
         uniform = numbers.uniform(self.L)
         is_known = known.tolist()
         doubled, guide = double_for_guidance(labels, sampler)
-        pasts = [Past() for _ in self.blocks]
-        z_hat = self.read.start(len(codes), self.grid)
+        predictions = self.predict_in_turn(len(codes), doubled, guide)
         last = max((t for t in range(self.L) if not is_known[t]), default=-1)
-        for k, (size, span) in enumerate(zip(self.sizes, self.spans, strict=True)):
+        before = slice(0)
+        for span in self.spans:
             if span.start > last:
                 break
-            x = self.embed(z_hat.repeat(2, 1, 1, 1) if guide else z_hat, k, doubled)
-            logits = self.logits(self.blocks(x, self.angles[span], pasts=pasts))
+            logits = predictions.send(codes[:, before]) if span.start else next(predictions)
             drawn = self.draw(logits, uniform[:, span], sampler, guide, span.start / self.L)
             codes[:, span] = torch.where(known[span].to(codes.device), codes[:, span], drawn)
-            z_hat = self.read.add(z_hat, codes[:, span].unflatten(1, size), k)
+            before = span
         return codes
+
+    def predict_in_turn(self, n: int, labels: Tensor | None, guide: bool = False) -> Predictions:
+        """Scale by scale. With `guide`, labels and logits are those of 2n, as for `guided`."""
+        pasts = [Past() for _ in self.blocks]
+        z_hat = self.read.start(n, self.grid)
+        for k, (size, span) in enumerate(zip(self.sizes, self.spans, strict=True)):
+            x = self.embed(z_hat.repeat(2, 1, 1, 1) if guide else z_hat, k, labels)
+            codes = yield self.logits(self.blocks(x, self.angles[span], pasts=pasts))
+            if k + 1 < len(self.sizes):
+                z_hat = self.read.add(z_hat, codes.unflatten(1, size), k)
 
     def fill_grid(
         self,

@@ -28,7 +28,7 @@ def build_parts(
     of_classes = ConditionSetting.of_run(config).classes
     classes = training.list_classes(images, of_classes, train, val, run.resume)
     header = prior_header(tokenizer, classes)
-    header |= training.describe_condition(labels, train, run.resume)
+    header |= training.describe_condition(labels, train, run.resume, run.is_dry)
     model = instantiate(config.prior, **space, classes=len(classes))
     if labels is not None:
         labels.condition.attach(model)

@@ -1,25 +1,16 @@
-"""stage=evaluate: score a prior, or a tokenizer if ckpt is one."""
+"""stage=evaluate: score a prior, a tokenizer if ckpt is one, or samples in a file."""
 
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from codegrid.engine.checkpoint import read_checkpoint
-from codegrid.engine.precision import deterministic_float32
 from codegrid.engine.run import Run
-from codegrid.evaluation.judging import (
-    describe_evaluation,
-    log_evaluation,
-    name_images,
-    printed_result,
-    read_comparison,
-)
 from codegrid.evaluation.settings import EvaluationSettings
-from prior.judging import PriorJudge, open_image_labels, summarize_likelihoods
-from prior.load import load_prior, refuse_decoder
+from prior.load import refuse_decoder
 from prior.previews import preview_evaluation
-from vqgan.load import load_images
+from prior.stages.evaluate_prior import evaluate_prior
+from prior.stages.evaluate_samples import evaluate_samples
 from vqgan.losses.perceptual import check_lpips
 from vqgan.stages.evaluate import evaluate_tokenizer
 
@@ -27,33 +18,17 @@ EVALUATE_NEEDS = "the run to evaluate; add ckpt=<run folder of stage=vqgan or st
 
 
 def evaluate(config: DictConfig) -> dict[str, Any]:
-    """Score a prior on a split by the likelihood of its images' codes and by samples; or a tokenizer, if `ckpt` is one."""
-    with Run.open(config, ckpt=EVALUATE_NEEDS, resumes="has nothing to resume") as run:
+    """Score a prior on a split by the likelihood of its images' codes and by samples; or a tokenizer, if `ckpt` is one; or the
+    samples in the .npz that `samples` names."""
+    needed = None if isinstance(config.samples, str) else EVALUATE_NEEDS
+    with Run.open(config, ckpt=needed, resumes="has nothing to resume") as run:
         settings = EvaluationSettings.read(run.config, run.device)
         check_lpips(settings.lpips)
+        if isinstance(settings.samples, str):
+            return evaluate_samples(run, settings)
         if run.is_dry:
             return preview_evaluation(run, settings)
         if read_checkpoint(settings.ckpt, "vqgan", "prior")["codegrid"]["stage"] == "vqgan":
             refuse_decoder(settings.ckpt, run.config.get("decoder"))
             return evaluate_tokenizer(run, settings)
-        trained = load_prior(settings.ckpt, run.config.get("decoder"))
-        images = load_images(trained.data, run.config.data, settings.ckpt)
-        about: Any = OmegaConf.to_container(run.config.sampler, resolve=True)
-        labels = open_image_labels(trained, images, settings.ckpt, run.config)
-        judge = PriorJudge(trained, instantiate(about), about, images, settings, labels)
-        other = read_comparison(settings, "prior")
-        folder = run.start(trained.name)
-        with deterministic_float32():
-            sheet = judge.measure_all()
-        ends = judge.rank_by_likelihood()
-        result = {
-            **describe_evaluation(settings, folder, *judge.origin),
-            **judge.describe_model(),
-            **sheet.values,
-            **name_images(images, settings.split, ends),
-            **sheet.describe(),
-            **judge.save_files(folder, ends),
-        }
-        log_evaluation(folder, result, list(sheet.values), other, *summarize_likelihoods(result))
-        run.finish(result)
-        return printed_result(result)
+        return evaluate_prior(run, settings)

@@ -9,7 +9,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.errors import InputError
 from codegrid.engine.run import Run
 from prior.models.base import describe_codes
-from prior.pipeline import name_group, pipeline_result, run_part, split_config
+from prior.pipeline import check_evaluation, name_group, pipeline_result, run_part, split_config
 from prior.stages.rehearsing import rehearse_parts
 from prior.training import check_blocks
 from vqgan.load import build_tokenizer, require_codes
@@ -47,6 +47,7 @@ def check_parts(parts: dict[str, DictConfig]) -> Tokenizer:
             devices = f"trainer.devices={training.devices}"
             raise InputError(f"{devices} but stage=pipeline has one; run its stages one by one")
         training.check_budget()
+    check_evaluation(parts["evaluate"])
     tokenizer = build_tokenizer(parts["tokenizer"].model, parts["tokenizer"].quantizer)
     require_codes(tokenizer, "stage=pipeline needs a tokenizer whose codes a prior can learn")
     prior = parts["prior"].prior

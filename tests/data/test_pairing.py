@@ -31,13 +31,13 @@ def test_names_are_paired_in_the_strictest_way_that_serves_all(
     assert pair_names(names, others).tolist() == expected
 
 
-def write_folder(folder: Path, names: list[str], seed: int) -> Folder:
-    folder.mkdir()
+def write_folder(folder: Path, names: list[str], seed: int, n_val: int = 3) -> Folder:
     random = np.random.default_rng(seed)
     for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / name)
     return make_images(
-        Folder, root=str(folder), n_val=3, image_size=16, cache_dir=str(folder.parent / "cache")
+        Folder, root=str(folder), n_val=n_val, image_size=16, cache_dir=str(folder.parent / "cache")
     )
 
 
@@ -52,6 +52,21 @@ def test_images_of_folders_are_paired_across_their_splits(tmp_path: Path) -> Non
         assert [Path(str(others[row])).stem for row in rows] == [Path(n).stem for n in names]
     in_other = pair_images(photos, maps, "val", "condition=maps") >= maps.size("val")
     assert in_other.any(), "the splits differ, or this test shows nothing"
+
+
+def test_a_name_alone_does_not_stand_for_a_path_whose_partner_is_in_the_other_split(
+    tmp_path: Path,
+) -> None:
+    """Two thirds of the maps validate, so most names without folders are unique within a split."""
+    names = [f"{kind}/{i}.png" for kind in ("cats", "dogs") for i in range(12)]
+    photos, maps = (
+        write_folder(tmp_path / kind, names, seed, n_val)
+        for seed, (kind, n_val) in enumerate((("photos", 3), ("maps", 16)))
+    )
+    for split, other in (("train", "val"), ("val", "train")):
+        others = [*maps.source(split).names(), *maps.source(other).names()]
+        rows = pair_images(photos, maps, split, "condition=maps")
+        assert [others[row] for row in rows] == list(photos.source(split).names())
 
 
 def test_images_without_a_partner_are_named(tmp_path: Path) -> None:

@@ -44,6 +44,19 @@ def test_numbers_in_files_become_texts() -> None:
     assert normalised(evaluate={"compare_to": 7}) == {"evaluate": {"compare_to": "7"}}
 
 
+def test_samples_are_a_number_or_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert normalised(samples=16, evaluate={"samples": 0}) == {
+        "samples": 16,
+        "evaluate": {"samples": 0},
+    }
+    assert normalised(samples="~/a.npz", reference="~/b.npz") == {
+        "samples": "/home/me/a.npz",
+        "reference": "/home/me/b.npz",
+    }
+    assert normalised(reference=7, rounding=None) == {"reference": "7", "rounding": None}
+
+
 def test_from_is_a_file_at_the_top_alone() -> None:
     settings = normalised(**{"from": "~x", "quantizer": {"from": 0.1, "inner": {"from": 0}}})
     assert settings["quantizer"] == {"from": 0.1, "inner": {"from": 0}}

@@ -117,6 +117,20 @@ def test_what_hydra_reads_rightly_stays(word: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("16", 16),
+        ("a.npz", "a.npz"),
+        ("my samples (1), K=512.npz", "my samples (1), K=512.npz"),
+        ("2024_11/07.npz", "2024_11/07.npz"),
+    ],
+)
+def test_a_setting_that_is_a_number_or_a_file_is_either(text: str, value: Any) -> None:
+    for key in ("samples", "evaluate.samples"):
+        assert read_value(f"{key}={text}") == value
+
+
+@pytest.mark.parametrize(
     ("word", "value"),
     [
         ("runs=[/a/Füße,b c (1)]", ["/a/Füße", "b c (1)"]),

@@ -11,6 +11,7 @@ from torchmetrics.image.fid import _compute_fid
 from codegrid.evaluation.distances import (
     count_in_balls,
     density_coverage,
+    estimate_kid,
     frechet,
     inception_score,
     kid,
@@ -110,6 +111,67 @@ def test_kid_is_unbiased_and_frechet_is_not() -> None:
     estimates = torch.tensor([kid(a, b) for a, b in pairs])
     assert abs(float(estimates.mean())) < 3 * float(estimates.std()) / 60**0.5
     assert frechet(*pairs[0]) > 5 * frechet(*torch.randn(2, 4000, 8))
+
+
+def leave_each_out(a: Tensor, b: Tensor, paired: bool) -> float:
+    """The jackknife's variance of KID by computing it without each image in turn, or without each pair."""
+    variance = 0.0
+    for side in (0,) if paired else (0, 1):
+        values = []
+        for i in range(len(a)):
+            rest = torch.arange(len(a)) != i
+            x, y = (a[rest], b[rest]) if paired else (a[rest], b) if side == 0 else (a, b[rest])
+            values.append(kid_of_all(x, y, paired))
+        variance += float(np.var(values)) * (len(values) - 1)
+    return variance
+
+
+def kid_of_all(x: Tensor, y: Tensor, paired: bool) -> float:
+    """The estimate of sets of any two sizes, by listing all pairs."""
+    both = np.concatenate([x.double().numpy(), y.double().numpy()])
+    k = (both @ both.T / x.shape[1] + 1) ** 3
+    n, m = len(x), len(y)
+    first = [k[i, j] for i in range(n) for j in range(n) if i != j]
+    second = [k[n + i, n + j] for i in range(m) for j in range(m) if i != j]
+    across = [k[i, n + j] for i in range(n) for j in range(m) if not (paired and i == j)]
+    return float(np.mean(first) + np.mean(second) - 2 * np.mean(across))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_error_of_kid_is_that_of_leaving_out_each_image_in_turn(paired: bool) -> None:
+    a, b = torch.randn(9, 4), torch.randn(9, 4) + 0.5
+    estimate = estimate_kid(a, b, paired=paired)
+    assert estimate.value == pytest.approx(kid_of_all(a, b, paired), rel=1e-9)
+    assert estimate.error == pytest.approx(leave_each_out(a, b, paired) ** 0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_intervals_of_kid_hold_its_true_value(shift: float) -> None:
+    """Which is its mean, as it is unbiased."""
+    estimates = [estimate_kid(torch.randn(60, 4), torch.randn(60, 4) + shift) for _ in range(150)]
+    values = torch.tensor([estimate.value for estimate in estimates])
+    truth = float(values.mean())
+    intervals = [estimate.interval() for estimate in estimates]
+    covered = np.mean([ends is not None and ends[0] <= truth <= ends[1] for ends in intervals])
+    assert covered > 0.88
+    errors = torch.tensor([estimate.error for estimate in estimates])
+    # Of one distribution all of KID is noise, and the jackknife's error of it too large.
+    assert 0.8 < float(errors.mean() / values.std()) < (1.8 if shift == 0 else 1.25)
+
+
+def test_subsets_have_the_error_of_all_images() -> None:
+    """The standard deviation over subsets, which overlap and are smaller, is twice as large."""
+    a, b = torch.randn(400, 4), torch.randn(400, 4) + 0.5
+    whole = estimate_kid(a, b)
+    subsets = estimate_kid(a, b, subsets=60, size=100)
+    assert subsets.error == pytest.approx(whole.error, rel=0.2)
+    assert subsets.value == pytest.approx(whole.value, abs=2 * whole.error)
+
+
+def test_two_images_have_a_kid_and_no_error() -> None:
+    estimate = estimate_kid(torch.randn(2, 3), torch.randn(2, 3))
+    assert math.isfinite(estimate.value)
+    assert estimate.interval() is None
 
 
 def test_inception_score_equals_torch_fidelitys() -> None:

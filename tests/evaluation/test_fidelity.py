@@ -6,7 +6,10 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
-from torchmetrics.image import StructuralSimilarityIndexMeasure
+from torchmetrics.image import (
+    MultiScaleStructuralSimilarityIndexMeasure,
+    StructuralSimilarityIndexMeasure,
+)
 
 from codegrid.data.images import to_uint8
 from codegrid.evaluation.reconstruction import SCALE_WEIGHTS, Fidelity, count_scales
@@ -120,6 +123,40 @@ def test_similarities_of_images_with_errors_are_torchmetrics_to_the_bit() -> Non
     for part in (slice(0, 1), slice(1, 5)):
         theirs.update(to_uint8(x_hat[part]).float(), to_uint8(x[part]).float())
     assert measure(x, x_hat)["ssim"] == float(theirs.compute())
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 24, 40), (3, 5, 64, 48), (2, 3, 176, 180)])
+def test_all_scales_are_torchmetrics_whatever_the_channels_and_the_memory_format(
+    shape: tuple[int, ...],
+) -> None:
+    x = torch.rand(shape)
+    x = x.contiguous(memory_format=torch.channels_last) * 2 - 1
+    x_hat = x + 0.2 * torch.randn_like(x)
+    metric = Fidelity(shape[2:])
+    metric.update(x, x_hat, depth=8)
+    weights = torch.tensor(SCALE_WEIGHTS[: metric.scales])
+    theirs = MultiScaleStructuralSimilarityIndexMeasure(
+        data_range=255.0, betas=tuple((weights / weights.sum()).tolist()), normalize="relu"
+    )
+    theirs.update(to_uint8(x_hat).float(), to_uint8(x).float())
+    assert float(metric.compute()["ms_ssim"]) == pytest.approx(float(theirs.compute()), rel=1e-6)
+
+
+def test_how_many_images_are_compared_together_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, x_hat = images(48, 7)
+    together = measure(x, x_hat)
+    monkeypatch.setattr("codegrid.evaluation.reconstruction.WINDOWS_AT_ONCE", 1)
+    assert measure(x, x_hat) == together
+
+
+def test_the_scores_are_of_float32_in_a_validation_in_bf16_too() -> None:
+    """In bf16 variances are lost, differences of numbers up to 65,025."""
+    x, x_hat = images(48)
+    with torch.autocast("cpu", torch.bfloat16):
+        in_bf16 = measure(x, x_hat)
+    assert in_bf16 == measure(x, x_hat)
 
 
 def test_a_perfect_first_batch_does_not_spoil_later_ones() -> None:

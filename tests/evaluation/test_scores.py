@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.scores import (
     LEAST_SQUARED_ERROR,
+    SAME_SAMPLES,
     SCORES,
     Score,
     ScoreSheet,
@@ -25,6 +27,7 @@ from codegrid.evaluation.scores import (
     score_difference,
     write_range,
 )
+from tests.helpers.configs import ROOT
 
 ABOUT = {
     "n": 100,
@@ -48,6 +51,25 @@ def result(run: str, psnr: float | None, **changed: Any) -> dict[str, Any]:
         "absent": scores.absent,
         "provenance": scores.provenance,
     }
+
+
+def test_an_interval_stands_beside_its_score_and_not_in_its_provenance() -> None:
+    scores = ScoreSheet(ABOUT)
+    for name, value, ends in (
+        ("kid", 0.01, (0.0087654321, 0.0112)),
+        ("rfid", 2.5, None),
+        ("mind", math.nan, (0.0, 1.0)),
+    ):
+        scores.add(name, value, subsets=1)
+        scores.add_interval(name, ends)
+    assert scores.describe()["intervals"] == {"kid": [0.0087654, 0.0112]}
+    assert scores.provenance["kid"] == {**ABOUT, "subsets": 1}
+    # Two evaluations differ in it, and are compared all the same.
+    other = ScoreSheet(ABOUT)
+    other.add("kid", 0.02, subsets=1)
+    other.add_interval("kid", (0.01, 0.03))
+    both = [{"run": "a", **sheet.values, **sheet.describe()} for sheet in (scores, other)]
+    assert score_difference("kid", both[1], both[0]) == pytest.approx(0.01)
 
 
 def test_scores_of_equal_provenance_are_compared() -> None:
@@ -96,6 +118,25 @@ def test_a_provenance_survives_its_file(tmp_path: Path) -> None:
         read_result(str(tmp_path), "prior")
     with pytest.raises(InputError, match="has no metrics.json to read"):
         read_result(str(tmp_path / "nowhere"), "vqgan")
+
+
+def test_a_result_compares_with_one_that_was_read_from_a_file_of_today_or_of_an_earlier_version(
+    tmp_path: Path,
+) -> None:
+    """A file's sampler gets the settings that it lacks, also those that no provenance has."""
+    settings = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/sampler/default.yaml"))
+    assert isinstance(settings, dict)
+    chosen = {k: v for k, v in settings.items() if k not in SAME_SAMPLES}
+    later = ("order", "corrector", "remask")
+    earlier = {k: v for k, v in chosen.items() if k not in later}
+    now = result("b", 21.0, sampler=chosen)
+    for sampler in (chosen, earlier, {**earlier, "compile": False}):
+        (tmp_path / "metrics.json").write_text(json.dumps(result("a", 20.0, sampler=sampler)))
+        assert score_difference("psnr", now, read_result(str(tmp_path), "vqgan")) == 1
+    other = json.dumps(result("a", 20.0, sampler={**chosen, "corrector": 1}))
+    (tmp_path / "metrics.json").write_text(other)
+    with pytest.raises(InputError, match="sampler is"):
+        score_difference("psnr", now, read_result(str(tmp_path), "vqgan"))
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan, -math.inf])

@@ -9,14 +9,31 @@ from PIL import Image, ImageDraw
 from scipy.optimize import differential_evolution
 
 from codegrid.data.shapes import CENTRES, MIN_ASPECT, RADIUS, SHAPES
+from codegrid.evaluation import shape_fitting
 from codegrid.evaluation.shape_fitting import (
+    CELLS,
+    CENTRE_CELLS,
+    FIRST_STEPS,
     FIT_SIDE,
+    HIGHEST,
+    LOWEST,
+    PADDED,
+    REACH,
+    ROUNDS,
+    SHRINK,
+    STAR,
+    TRIALS,
     Mask,
     ShapeFit,
+    correlate,
     covers,
+    covers_star,
     fit_shape,
     measure_overlap,
     search_coarsely,
+    shape_bank,
+    to_cells,
+    uncovered_areas,
 )
 from tests.helpers.shapes import bar, ellipse, polygon, star
 
@@ -43,6 +60,37 @@ def slow_corners(kind: str, radius: float, aspect: float) -> list[tuple[float, f
         (across * np.cos(t), down * np.sin(t))
         for t in np.linspace(0, 2 * np.pi, 90, endpoint=False)
     ]
+
+
+def slow_fit(region: Mask, free: Mask, sufficient: float) -> ShapeFit:
+    """The same search, candidate by candidate over all pixels, and stars by their angles."""
+    rows, columns = np.indices((FIT_SIDE, FIT_SIDE), np.float32)
+
+    def overlap(kind: int, candidate: Any) -> float:
+        radius, aspect, angle, left, top = candidate
+        cos, sin = np.cos(angle), np.sin(angle)
+        u = cos * columns + (sin * rows - (cos * left + sin * top))
+        v = cos * rows - (sin * columns + (cos * top - sin * left))
+        return measure_overlap(region, free, SHAPES[kind](u, v, radius, aspect))
+
+    generator = np.random.default_rng(0)
+    found = [(overlap(*start), *start) for start in search_coarsely(region, free)]
+    steps = FIRST_STEPS
+    for _ in range(ROUNDS):
+        if max(score for score, *_ in found) >= sufficient:
+            break
+        moves = generator.standard_normal((len(found), TRIALS // len(found), 5)) * steps
+        for i, (score, kind, centre) in enumerate(found):
+            for move in moves[i]:
+                candidate = (centre + move).clip(LOWEST, HIGHEST).astype(np.float32)
+                if (trial := overlap(kind, candidate)) > score:
+                    score = trial
+                    found[i] = score, kind, candidate
+        order = np.argsort([score for score, *_ in found])[::-1]
+        found = [found[i] for i in order[: max(2, (len(found) + 1) // 2)]]
+        steps = steps * SHRINK
+    score, kind, candidate = max(found, key=lambda each: each[0])
+    return ShapeFit(kind, tuple(map(float, candidate)), score)  # type: ignore[arg-type]
 
 
 def slow_mask(
@@ -89,14 +137,13 @@ def test_a_shape_is_fitted_to_itself(kind: str, parameters: tuple[Any, ...]) -> 
 )
 def test_a_fit_is_as_good_as_that_of_a_slow_search(region: Mask) -> None:
     """Differential evolution over all parameters of each kind."""
-    rows, columns = np.indices((FIT_SIDE, FIT_SIDE), np.float32).reshape(2, -1)
-    flat = region.ravel()
+    pixels = np.arange(FIT_SIDE, dtype=np.float32)
     place = (FIT_SIDE * CENTRES[0], FIT_SIDE * CENTRES[1])
 
     def loss_of(kind: int) -> Callable[[Any], Any]:
         def loss(candidates: Any) -> Any:  # (5, n)
-            inside = covers(kind, candidates.T.astype(np.float32), columns, rows)
-            return -(inside & flat).sum(1) / (inside | flat).sum(1)
+            inside = covers(kind, candidates.T.astype(np.float32), pixels, pixels)
+            return -(inside & region).sum((1, 2)) / (inside | region).sum((1, 2))
 
         return loss
 
@@ -153,3 +200,69 @@ def test_the_coarse_search_begins_near_the_place_of_a_triangle() -> None:
 
 def test_a_fit_is_the_same_each_time() -> None:
     assert fit_shape(BLOB, EVERYWHERE, 1.0) == fit_shape(BLOB, EVERYWHERE, 1.0)
+
+
+COVER = bar(30, 0, 63, 63)
+FITS = {
+    "blob": (BLOB, EVERYWHERE),
+    "covered blob": (BLOB & ~COVER, ~COVER),
+    "star at the edge": (star(5, 30, 20), EVERYWHERE),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_fit_is_that_of_a_search_over_all_pixels_to_the_bit(name: str) -> None:
+    region, free = FITS[name]
+    assert fit_shape(region, free, 1.0) == slow_fit(region, free, 1.0)
+
+
+def test_a_fit_that_looked_too_near_its_centre_would_be_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = fit_shape(BLOB, EVERYWHERE, 1.0)
+    monkeypatch.setattr(shape_fitting, "REACH_OF_KIND", np.full(len(SHAPES), 0.8))
+    monkeypatch.setattr(shape_fitting, "SLACK", 0)
+    assert fit_shape(BLOB, EVERYWHERE, 1.0) != right
+
+
+def test_a_star_without_angles_is_a_star_by_its_angles_also_on_its_edge() -> None:
+    generator = np.random.default_rng(0)
+    radius, aspect = generator.uniform([[*RADIUS[:1]], [MIN_ASPECT]], [[RADIUS[1]], [1]], (2, 300))
+    radius, aspect = (each[:, None, None].astype(np.float32) for each in (radius, aspect))
+    # Points along the edge, from tip to notch to tip, and anywhere.
+    share, corner = generator.uniform(0, 1, (300, 1, 40)), generator.integers(10, size=(300, 1, 40))
+    ends = [np.where(i % 2, 0.45, 1.0) * radius for i in (corner, corner + 1)]
+    turns = [i * np.pi / 5 for i in (corner, corner + 1)]
+    edge = [
+        sum(w * end * f(turn) for w, end, turn in zip((1 - share, share), ends, turns, strict=True))
+        for f in (np.sin, np.cos)
+    ]
+    anywhere = generator.uniform(-40, 40, (2, 300, 1, 400))
+    u, v = (
+        np.concatenate(parts, 2).astype(np.float32) for parts in zip(edge, anywhere, strict=True)
+    )
+    expected = SHAPES[STAR](u, v, radius, aspect)
+    assert np.array_equal(covers_star(u, v, radius, aspect), expected)
+    assert 0.2 < expected[:, :, :40].mean() < 0.8  # rounding decides
+    assert 0.02 < expected.mean() < 0.5
+
+
+def test_cells_that_shapes_share_with_a_mask_are_counted_at_each_place() -> None:
+    """Some shapes of the bank, more than are transformed together, and those of a mask of the whole image, which are cached."""
+    rows = np.arange(0, len(shape_bank().kinds), 11)
+    pixels = np.arange(2 * REACH, dtype=np.float32) - np.float32(REACH - 0.5)
+    for mask in (BLOB, EVERYWHERE):
+        cells = np.pad(to_cells(mask), REACH // 2)
+        spectrum = np.fft.rfft2(to_cells(mask), (PADDED, PADDED)).astype(np.complex64)
+        counted = correlate(spectrum, rows)
+        for i, row in enumerate(rows):
+            candidate = np.array([[*shape_bank().settings[row], 0, 0]], np.float32)
+            shape = to_cells(covers(int(shape_bank().kinds[row]), candidate, pixels, pixels)[0])
+            slow = [
+                (cells[y : y + REACH, x : x + REACH] * shape).sum()
+                for y in CENTRE_CELLS
+                for x in CENTRE_CELLS
+            ]
+            np.testing.assert_allclose(counted[i], slow, atol=1e-3)
+    np.testing.assert_allclose(uncovered_areas()[rows], counted, atol=1e-3)
+    assert len(cells) == CELLS + REACH

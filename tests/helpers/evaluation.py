@@ -14,6 +14,7 @@ SMALL_EVALUATION = {
     "ckpt": "runs/x", "id": None, "seed": 0, "inception": False, "proxy": 0, "lpips": None, "fetch": False,
     "ratios": False, "samples": 0, "neighbours": False, "validity": 0, "show": 3,
     "batch_size": 5,
+    "perturb": 0, "probe": 0,
 }  # fmt: skip
 
 

@@ -113,6 +113,7 @@ def test_a_conditioned_run_resumes_to_the_bit_where_its_parts_are_now(
         patch.setattr(PriorModule, "tick", break_off)
         command(*line, "run_dir=halves")
     (runs / "outlines").rename(runs / "moved")  # the run folder has a copy
+    assert command("stage=prior", "resume=halves", "dry_run=true") == 0
     assert command("stage=prior", "resume=halves") == 0
     whole, halves = (
         read_checkpoint(f"{name}/checkpoints/last.ckpt", "prior") for name in ("whole", "halves")
@@ -131,6 +132,11 @@ def test_other_conditions_are_refused_when_a_run_resumes_or_draws_on(
     np.save("rows.npy", vectors + 1)
     capsys.readouterr()
     assert command("stage=prior", "resume=prior", "trainer.max_steps=6") == 2
+    assert "other vectors or codes as their condition" in capsys.readouterr().err
+    assert command("stage=prior", "resume=prior", "condition=null", "trainer.max_steps=6") == 2
+    assert "other vectors or codes as their condition" in capsys.readouterr().err
+    np.save("fewer.npy", vectors[:, :2])
+    assert command("stage=prior", "resume=prior", "condition=fewer.npy", "dry_run=true") == 2
     assert "other vectors or codes as their condition" in capsys.readouterr().err
     np.save("moved.npy", vectors)
     assert command("stage=prior", "resume=prior", "condition=moved.npy", "trainer.max_steps=6") == 0
@@ -191,6 +197,11 @@ def test_mistakes_about_conditions_are_one_sentence(
     sample = [*SAMPLE, "ckpt=prior"]
     assert "label=1 is of priors of classes" in refuse(*sample, "label=1")
     assert "condition.age is none of the columns" in refuse(*sample, "condition={age: 1}")
+    evaluate = ["stage=evaluate", "ckpt=prior", *QUICK, "dry_run=true"]
+    assert (
+        "says where a prior's file of vectors is now, and this prior is conditioned on vectors of 1"
+        in refuse(*evaluate, "condition=rows.npy")
+    )
     assert "condition=none" in str(mistake(lambda: Prior.from_pretrained("prior").sample(1)))
 
 
@@ -223,6 +234,9 @@ def test_lines_agree_that_lie_next_to_each_other() -> None:
     wanted = np.zeros_like(lines)
     wanted[0, 5, 2:10] = wanted[1, 6, 2:10] = wanted[2, 8, 2:10] = True
     assert compare_lines(lines, wanted, 1).tolist() == [1, 1, 0]
+    borders = np.zeros_like(lines)
+    borders[:, 0] = True
+    assert compare_lines(borders, borders[:, ::-1], 1)[0] == 0
     half = lines.copy()
     half[:, 5, 6:] = False
     assert compare_lines(half, lines, 0)[0] == pytest.approx(2 / 3)

@@ -167,6 +167,7 @@ class TestTheCommand:
         line = ["stage=evaluate", "ckpt=runs/prior/shapes", *QUICK, "neighbours=false"]
         assert trained(*line, "run_dir=one") == 0
         assert trained(*line, "run_dir=two", "batch_size=5", "compare_to=one") == 0
+        assert "can't be compared" not in capsys.readouterr().err
         first, second = result("one"), result("two")
         assert {key: second[key] for key in first["provenance"]} == pytest.approx(
             {key: first[key] for key in first["provenance"]}

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from codegrid.data.images import to_float
 from codegrid.data.labels import ClassTable
 from codegrid.evaluation.settings import EvaluationSettings
 from prior.decoding.sampling import Sampler
@@ -52,6 +54,46 @@ def test_every_score_of_a_prior_of_bands_is_a_number_or_has_a_reason(judge: Prio
     assert judge.samples.shape == (9, 5, *SIZE)
     assert 0 < sheet.values["nearest_rmse"] < 255  # type: ignore[operator]
     assert sheet.values["nearest_rmse_val"] < sheet.values["nearest_rmse"]  # type: ignore[operator]
+
+
+def histogram_slowly(a: Tensor, b: Tensor) -> float:
+    p, q = (np.bincount(each.flatten(), minlength=K) / each.numel() for each in (a, b))
+    return float(np.sqrt(1 - np.sqrt(p * q).sum()))
+
+
+def test_codes_of_encoded_samples_are_compared_with_those_of_the_images(judge: PriorJudge) -> None:
+    sheet = judge.measure_all()
+    tokenizer, data = judge.trained.tokenizer, judge.images
+    with torch.no_grad():
+        real = tokenizer.indices(data.preprocess(data.take_evenly("val", 12)[0]))
+        drawn = tokenizer.indices(to_float(judge.samples))
+    expected = histogram_slowly(real, drawn)
+    assert sheet.values["chd"] == pytest.approx(expected, abs=0.01)  # extract may encode in bf16
+    assert 0 < sheet.values["chd_mixed"] < 1  # type: ignore[operator]
+    about = sheet.provenance["chd"]
+    assert (about["n"], about["n_reference"], about["seed"]) == (9, 12, 0)
+    assert about["codes"] == tokenizer.fingerprint_codes()
+
+
+def test_samples_that_are_the_images_have_the_codes_of_the_images(
+    judge: PriorJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = judge.images.preprocess(judge.images.take_evenly("val", 12)[0])
+    judge.m = 12
+    pixels = judge.images.rules.to_pixels(x)
+    monkeypatch.setattr("prior.judging.iterate_samples", lambda *_: iter(pixels.flip(0).split(5)))
+    sheet = judge.measure_all()
+    assert sheet.values["chd"] == pytest.approx(0, abs=0.01)
+    assert sheet.values["mind_proxy"] == pytest.approx(0, abs=1e-6)
+    assert sheet.values["chd_mixed"] > 0.02  # type: ignore[operator]
+
+
+def test_without_samples_there_is_no_histogram_of_them(judge: PriorJudge) -> None:
+    judge.m = 0
+    sheet = judge.measure_all()
+    assert (
+        sheet.absent["chd"] == sheet.absent["mind_proxy"] == "no samples are drawn with samples=0"
+    )
 
 
 def test_pictures_of_a_prior_of_bands_show_the_chosen_channels(

@@ -54,6 +54,26 @@ def test_a_copy_is_at_distance_zero_however_bright_and_large() -> None:
     assert distances.tolist() == [[0, pytest.approx((1 / 12288) ** 0.5)]]
 
 
+def measure_extremes() -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances of images of the darkest and the brightest pixels alone, and the same by whole numbers."""
+    images = torch.randint(2, (9, 3, 64, 64)).to(torch.uint8) * 255
+    images[:3] |= torch.randint(64, (3, 3, 64, 64)).to(torch.uint8)
+    apart = (images[:2, None].long() - images[2:].long()).square().sum((2, 3, 4))
+    exact = (apart.double() / images[0].numel()).sqrt().sort(1).values
+    return nearest_rows(images[:2], images[2:].split(4), 7)[0], exact
+
+
+def test_distances_of_8_bits_have_no_rounding() -> None:
+    distances, exact = measure_extremes()
+    assert torch.equal(distances, exact)
+
+
+def test_longer_sums_in_float32_would_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prior.neighbours.EXACT_TERMS", 2**16)
+    distances, exact = measure_extremes()
+    assert not torch.equal(distances, exact)
+
+
 def test_a_copy_of_16_bits_is_near_zero_even_where_sums_of_squares_are_rounded() -> None:
     values = torch.randint(60_000, 2**16, (2, 16, 512, 300), dtype=torch.int32)
     distances, indices = nearest_rows(values[:1], [values], 2)

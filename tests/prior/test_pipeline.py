@@ -78,6 +78,8 @@ def test_the_second_stage_has_settings_of_its_own_and_the_hardware_of_the_first(
             "prior=lstm stage2.trainer.checkpoint_activations=true",
             "LSTM has none; use trainer.checkpoint_activations=false (in stage=pipeline the settings of stage=prior are below",
         ),
+        ("evaluate.reference=gone.npz", "evaluate.reference=gone.npz is not there; give an .npz"),
+        ("evaluate.samples=drawn.npz", "drawn.npz is a file, and stage=pipeline draws samples"),
         ("stage2.trainer.val_every=0", "trainer.val_every=0 must be a whole number"),
         ("stage2.trainer.max_steps=0", "trainer.max_steps=0 must be a number above 0"),
         (

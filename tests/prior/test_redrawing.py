@@ -216,6 +216,9 @@ def test_a_prior_decodes_by_another_decoder_of_the_same_codes_alone(
     after = prior.sample(3, output="tensor")
     assert not torch.equal(after, before)
     torch.testing.assert_close(after, other.decode_codes(codes, output="tensor"), atol=0.1, rtol=0)
+    other.encoder.image_size = (32, 32)  # its networks serve both
+    with pytest.raises(InputError, match=r"images of 32 pixels.*give a run of data.image_size=16"):
+        load_prior(prior_run).use_decoder(other)
     other.quantizer.codebook += 1  # type: ignore[operator]
     with pytest.raises(InputError, match="this tokenizer has other codes than those"):
         load_prior(prior_run).use_decoder(other)

@@ -32,6 +32,7 @@ from vqgan.module import VQGAN
 from vqgan.quantizers.base import Quantized, Quantizer
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.fsq import FSQ
+from vqgan.quantizers.lfq import BSQ
 from vqgan.quantizers.residual import Residual
 from vqgan.quantizers.vq import VQ
 
@@ -170,6 +171,18 @@ def test_the_nearest_code_to_what_fsq_compares_is_the_chosen_one(activation: str
     [codes] = quantizer.code_vectors()
     rows = quantizer.compared(q).movedim(1, -1).flatten(0, 2)
     assert q.indices is not None
+    assert torch.equal(torch.cdist(rows, codes).argmin(1), q.indices.flatten())
+
+
+def test_bsq_compares_vectors_as_long_as_its_codes() -> None:
+    """Beside outputs that are longer, all codes would be nearly as far as the chosen one."""
+    quantizer = make_initialised(make(BSQ, K=16))
+    q = quantizer(4 * torch.randn(8, 4, 4, 4))
+    compared, [codes] = quantizer.compared(q), quantizer.code_vectors()
+    lengths = quantizer.standardise(compared).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+    assert q.indices is not None
+    rows = compared.movedim(1, -1).flatten(0, 2)
     assert torch.equal(torch.cdist(rows, codes).argmin(1), q.indices.flatten())
 
 

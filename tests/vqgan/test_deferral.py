@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from codegrid.engine.callbacks.checkpointing import Checkpoints
+from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.checkpoint import make_header
 from codegrid.engine.clock import Budget, Mark, Now
 from codegrid.engine.errors import InputError
@@ -115,6 +116,17 @@ def z_of(quantizer: Quantizer) -> Tensor:
     return 3 * torch.randn(2, quantizer.in_dim, 4, 4) + 1
 
 
+def test_the_average_of_the_codes_begins_where_they_are_placed() -> None:
+    deferred, average = make_deferred(3), WeightAverage(0.999)
+    fit(deferred, [average, StopAt(4)])
+    for name, value in deferred.tokenizer.state_dict().items():
+        assert torch.equal(average.values[name], value) == name.startswith("quantizer."), name
+    fit(deferred, [average, StopAt(5)])
+    assert not torch.equal(
+        average.values["quantizer.codebook"], deferred.tokenizer.state_dict()["quantizer.codebook"]
+    )
+
+
 def test_a_continuous_update_trains_both_networks_but_no_code() -> None:
     deferred = make_deferred(3)
     before = {name: p.clone() for name, p in deferred.tokenizer.named_parameters()}
@@ -188,6 +200,18 @@ def test_codes_that_would_never_come_into_use_are_refused(begin: Mark) -> None:
         make_deferred(begin)
 
 
+def test_a_run_whose_minutes_end_before_its_codes_come_into_use_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    deferred = make_deferred(4)
+    deferred.budget = Budget(max_steps=10**6, max_minutes=1e-6)
+    fit(deferred)
+    assert not deferred.quantizes
+    assert "the run ended at step 1, before its codes came into use" in capsys.readouterr().err
+    fit(make_deferred(2))
+    assert "quantizer.from" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("begin", [-1, 1.0, 1.5, "soon", True, None, math.nan])
 def test_what_is_no_moment_of_a_run_is_refused(begin: Any) -> None:
     with pytest.raises(
@@ -217,6 +241,19 @@ def test_the_phases_of_a_run_begin_with_the_continuous_one() -> None:
     for mark, quantizes in ((0, False), (2, True), (4, True)):
         deferred.enter(mark)
         assert deferred.quantizes is quantizes
+
+
+@pytest.mark.parametrize(("freezes", "quantizes"), [(True, True), (False, False)])
+def test_codes_that_come_into_use_behind_the_gate_have_no_phase_before_it(
+    freezes: bool, quantizes: bool
+) -> None:
+    gate = Gate(start=2, ramp=0, warmup=1)
+    deferred = make_deferred(4, gate, freeze_codes=freezes)
+    assert deferred.phases == {"continuous": 0, "discriminator warms up": 1, "gate open": 2}
+    deferred.enter(2)
+    assert deferred.quantizes is quantizes  # frozen codes are placed by then
+    deferred.enter(1)
+    assert not deferred.quantizes
 
 
 @pytest.mark.parametrize(("mark", "reaches"), [(4, True), (5, False), (0.8, True), (0.81, False)])

@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,27 @@ from torch import Tensor, nn
 from codegrid.engine.callbacks.checkpointing import Checkpoints
 from codegrid.engine.checkpoint import make_header, read_checkpoint
 from codegrid.engine.errors import InputError
+from codegrid.evaluation.codebook import CodebookUse
 from tests.helpers.parts import make
-from tests.helpers.stage1 import fit, lightning_warnings, make_module, paper_weight
-from vqgan.callbacks.doctor import TokenizerDoctor
+from tests.helpers.stage1 import (
+    fit,
+    lightning_warnings,
+    make_module,
+    make_tokenizer,
+    paper_weight,
+)
+from vqgan.callbacks.doctor import TokenizerDoctor, list_remedies
 from vqgan.discriminators.base import Judgement
 from vqgan.losses.adversarial import LeastSquares, NonSaturating
 from vqgan.losses.gate import Gate
 from vqgan.losses.weight import AdaptiveWeight, ConstantWeight
 from vqgan.module import VQGAN
+from vqgan.quantizers.base import Quantizer
+from vqgan.quantizers.ema import EMA
+from vqgan.quantizers.fsq import FSQ
+from vqgan.quantizers.residual import Residual
+from vqgan.quantizers.simvq import SimVQ
+from vqgan.quantizers.vq import VQ
 
 pytestmark = lightning_warnings
 
@@ -95,6 +109,41 @@ def test_a_complaint_is_made_once_and_again_after_it_was_gone(tmp_path: Path) ->
 
     alarms = examine(make_module(steps=64), tmp_path, [Sometimes()])
     assert [alarm.split(":")[0] for alarm in alarms] == ["step 16", "step 48"]
+
+
+def test_scales_with_codebooks_of_their_own_are_judged_when_the_coarsest_has_enough_codes() -> None:
+    """Four images show at most four codes of a grid of 1x1, however many places all scales have together."""
+    module, doctor = make_module(), make(TokenizerDoctor, every=1, patience=1)
+    use = doctor._codes = CodebookUse(64, lengths=[1, 256])
+    use.update(torch.randint(64, (4, 1, 257)))
+    assert not list(doctor.examine_codes(module))
+    assert not doctor.codebook_figures
+    use.update(torch.randint(64, (640, 1, 257)))
+    assert not list(doctor.examine_codes(module))
+    assert doctor.codebook_figures["usage"] == 1
+    rows = torch.randint(64, (640, 1, 257))
+    rows[..., 0] = 7
+    use.update(rows)
+    [sign] = doctor.examine_codes(module)
+    assert "1 of 64 codes in use" in sign.observation
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "remedies"),
+    [
+        (make(EMA, 16, 8), ["quantizer.kmeans=true quantizer.revive=0.5"]),
+        (make(SimVQ, 16, 8), ["quantizer.kmeans=true"]),
+        (make(FSQ, 16), []),
+        (
+            make(Residual, partial(make, VQ), 16, 2, 8),
+            ["quantizer.inner.kmeans=true quantizer.inner.revive=0.5"],
+        ),
+    ],
+)
+def test_remedies_are_settings_that_the_quantizer_has(
+    quantizer: Quantizer, remedies: list[str]
+) -> None:
+    assert list_remedies(make_module(tokenizer=make_tokenizer(quantizer=quantizer))) == remedies
 
 
 class Growing(AdaptiveWeight):

@@ -74,6 +74,15 @@ def test_the_terminal_gets_a_line_per_score_and_one_per_reason_why_others_are_ab
     )  # aligned
 
 
+def test_the_terminal_states_the_interval_of_a_score_that_has_one() -> None:
+    scores = ScoreSheet({"size": [3, 64, 64]})
+    scores.add("kid", 0.012345)
+    scores.add_interval("kid", (0.01, 0.0148))
+    about = {"ckpt": "runs/x", "K": 16, "grid": [4, 4], "n": 9, "split": "val", **scores.values}
+    line = format_table({**about, **scores.describe()}, ["kid"]).splitlines()[-1]
+    assert line.split(maxsplit=2)[2].startswith("95% in 0.01000 to 0.01480; lower is better")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -59,9 +59,21 @@ def test_every_score_of_five_bands_of_16_bits_is_a_number_or_has_a_reason(tmp_pa
     for name, score in SCORES.items():
         if score.stages[0] == "vqgan" and score.group in ("pixels", "distance", "codes", "rate"):
             assert sheet.values[name] is not None or sheet.absent[name]
-    assert set(sheet.absent) == {"rfid", "rfid_real", "rfid_ratio", "kid", "lpips"}
+    left_out = {name for name in SCORES if name.startswith(("pfid", "probe"))}
+    assert set(sheet.absent) == {
+        "rfid",
+        "rfid_real",
+        "rfid_ratio",
+        "kid",
+        "mind",
+        "lpips",
+        *left_out,
+    }
     ratio = sheet.values["rfid_proxy"] / sheet.values["rfid_real_proxy"]  # type: ignore[operator]
     assert sheet.values["rfid_ratio_proxy"] == pytest.approx(ratio, rel=1e-4)
+    for name in ("kid_proxy", "mind_proxy"):
+        low, high = sheet.intervals[name]
+        assert low <= sheet.values[name] <= high  # type: ignore[operator]
     assert sheet.values["rfid_proxy"] > 0  # type: ignore[operator]
     x, x_hat = pixels_of(judging)
     errors = (x - x_hat).square().mean((1, 2, 3))

@@ -26,6 +26,7 @@ from vqgan.judging import TokenizerJudge
 from vqgan.networks.vit import ViTDecoder, ViTEncoder
 from vqgan.quantizers.ema import EMA
 from vqgan.quantizers.kl import KL
+from vqgan.quantizers.multiscale import MultiScaleResidual
 from vqgan.quantizers.residual import Residual
 from vqgan.quantizers.vq import VQ
 from vqgan.rates import Rate, RateJudge, list_rates
@@ -51,6 +52,14 @@ def make_sequence(nested: float = 0.5, quantizer: Any = None, **settings: Any) -
 
 def make_residual(num_codebooks: int = 3, nested: float = 0.0) -> Tokenizer:
     quantizer = make(Residual, partial(make, EMA), 16, num_codebooks, 8, nested=nested)
+    return make_tokenizer(quantizer=quantizer)
+
+
+def make_scales() -> Tokenizer:
+    """Grids of 1, 2, 3 and 4 codes a side."""
+    quantizer = make(
+        MultiScaleResidual, partial(make, EMA), 16, 8, scales=None, shared=True, convolutions=2
+    )
     return make_tokenizer(quantizer=quantizer)
 
 
@@ -197,6 +206,8 @@ def test_tokens_are_a_grid_of_one_row_with_a_random_start() -> None:
         (make_residual(), True, [{"depth": 1}, {"depth": 2}]),
         (make_residual(), [2, 3], [{"depth": 2}]),
         (make_residual(1), True, []),
+        (make_scales(), True, [{"tokens": 1}, {"tokens": 5}, {"tokens": 14}]),
+        (make_scales(), [5, 30], [{"tokens": 5}]),
         (make_tokenizer(), True, []),
         (make_tokenizer(quantizer=make(KL, 4)), True, []),
     ],
@@ -223,11 +234,21 @@ def test_a_sequence_of_several_codebooks_has_a_curve_of_its_length() -> None:
     assert bits == [8, 8 * N]
 
 
+@torch.no_grad()
+def test_each_scale_is_a_rate_of_its_own_bits() -> None:
+    tokenizer = make_scales().eval()
+    rates = list_rates(tokenizer, True)
+    assert [rate.describe(tokenizer, 24)["bits_per_image"] for rate in rates] == [4, 20, 56, 120]
+    codes = draw_codes(tokenizer)
+    assert torch.equal(rates[1].cut(codes), codes[..., :5])
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "wanted", "sentence"),
     [
         (make_sequence(), [1, 7], r"rates=7 must be one of 1, 2, 3, ..., 6"),
         (make_residual(), [4], r"rates=4 must be one of 1, 2, 3$"),
+        (make_scales(), [2], r"rates=2 must be one of 1, 5, 14, 30$"),
         (make_tokenizer(), [2], "rates needs codes of which the first are an image.*leave rates=2"),
         (make_tokenizer(quantizer=make(KL, 4)), [2], "and this tokenizer has none"),
     ],

@@ -185,6 +185,20 @@ def test_new_layers_and_a_grown_codebook_are_said(
     assert lines[2].endswith("grows from 16 to 24 codes, which split the crowded ones")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_scales_on_other_sizes_are_those_in_which_the_source_encodes_them(
+    tmp_path: Path, shared: str
+) -> None:
+    words = ["quantizer=multiscale", f"quantizer.shared={shared}", "quantizer.convolutions=2"]
+    source, _ = save_run(tmp_path, "conv", *words)
+    tokenizer, _ = begin(want(tmp_path, *words, "quantizer.K=16", "quantizer.dim=8", size=24))
+    x = torch.rand(2, 3, 24, 24) * 2 - 1
+    codes = source.indices(x)
+    assert torch.equal(tokenizer.indices(x), codes)
+    assert torch.equal(tokenizer.decode_indices(codes), source.decode_indices(codes, grid=(6, 6)))
+
+
 def test_a_codebook_that_grows_keeps_everything_else(tmp_path: Path) -> None:
     source, _ = save_run(tmp_path)
     tokenizer, start = begin(want(tmp_path, "quantizer.K=24", grow=True))

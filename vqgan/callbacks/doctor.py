@@ -1,7 +1,7 @@
 """Alarms for silent failures of stage 1."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,6 +13,8 @@ from codegrid.engine.collectives import all_gather, all_reduce_mean, own_entry
 from codegrid.engine.errors import check_range
 from codegrid.evaluation.codebook import CodebookUse
 from vqgan.module import VQGAN
+from vqgan.quantizers.multi_codebook import MultiCodebook
+from vqgan.quantizers.multiscale import MultiScaleResidual
 
 TOKENS_PER_CODE = (
     10  # counted before the use of a codebook is judged: in fewer, a rare code looks unused
@@ -36,7 +38,8 @@ class TokenizerDoctor(Alarms):
     * a loss term has under `least_share` of the gradient at the reconstruction
 
     It examines means, over the updates since the last examination, of the logged terms. Codes are counted over as many
-    updates as would show each code ten times if all were used alike; train/perplexity and the like are of the last count.
+    updates as would show each code of a codebook ten times if all were used alike; train/perplexity and the like are of the last
+    count.
     """
 
     def __init__(
@@ -101,26 +104,23 @@ class TokenizerDoctor(Alarms):
 
     def examine_codes(self, module: VQGAN) -> Iterator[Sign]:
         codes = self._codes
-        if codes is not None:
-            enough = TOKENS_PER_CODE * codes.K * codes.num_codebooks
-            if codes.counts.sum() >= enough:
-                self._collapse = self.find_collapse(codes, module.code_cost is not None)
-                codes.reset()
+        if codes is not None and codes.count_least() >= TOKENS_PER_CODE * codes.K:
+            self._collapse = self.find_collapse(codes, list_remedies(module))
+            codes.reset()
         if self._collapse is not None:
             yield self._collapse
 
-    def find_collapse(self, codes: CodebookUse, has_cost: bool) -> Sign | None:
+    def find_collapse(self, codes: CodebookUse, remedies: Sequence[str]) -> Sign | None:
         figures = {name: float(value) for name, value in codes.compute().items()}
         self.codebook_figures = figures
         least_perplexity = max(codes.K / 100, 1.5)
         if figures["usage"] >= self.least_used and figures["perplexity"] >= least_perplexity:
-            return find_narrow_scale(codes)
+            return find_narrow_scale(codes, remedies)
         used, perplexity = figures["codes_used"], figures["perplexity"]
         return Sign(
             "codes",
             f"the codebook has collapsed: {used:.0f} of {codes.K} codes in use, perplexity {perplexity:.1f}",
-            ("a lower loss.code_cost, " if has_cost else "")
-            + "quantizer.kmeans=true quantizer.revive=0.5, a smaller quantizer.K, or a lower optimizer.lr",
+            ", ".join([*remedies, "a smaller quantizer.K, or a lower optimizer.lr"]),
         )
 
     def examine_lambda(self, module: VQGAN, now: float) -> Iterator[Sign]:
@@ -198,7 +198,22 @@ class TokenizerDoctor(Alarms):
             self._usual_lambda = state_dict["usual"]
 
 
-def find_narrow_scale(codes: CodebookUse) -> Sign | None:
+def list_remedies(module: VQGAN) -> list[str]:
+    """What can help against a collapse, by the settings that this run's quantizer has."""
+    quantizer = module.tokenizer.quantizer
+    path = "quantizer"
+    if isinstance(quantizer, MultiCodebook | MultiScaleResidual):
+        quantizer, path = quantizer.inner_quantizers[0], "quantizer.inner"
+    remedies = [] if module.code_cost is None else ["a lower loss.code_cost"]
+    if hasattr(quantizer, "kmeans"):
+        revives = (
+            f" {path}.revive=0.5" if quantizer.grows else ""
+        )  # what can't grow sets no single codes
+        remedies.append(f"{path}.kmeans=true{revives}")
+    return remedies
+
+
+def find_narrow_scale(codes: CodebookUse, remedies: Sequence[str] = ()) -> Sign | None:
     """The sign that one scale of several makes use of hardly more than one code."""
     if not codes.lengths:
         return None
@@ -207,6 +222,6 @@ def find_narrow_scale(codes: CodebookUse) -> Sign | None:
             return Sign(
                 "codes",
                 f"scale {number + 1} of {len(codes.lengths)} has collapsed: the perplexity of its codes is {perplexity:.1f}",
-                "quantizer.inner.kmeans=true quantizer.inner.revive=0.5, or quantizer.scales without it",
+                ", or ".join([*remedies, "quantizer.scales without it"]),
             )
     return None

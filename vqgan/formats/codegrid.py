@@ -36,7 +36,10 @@ class CodegridFormat(Format):
             scale_settings(settings, SIZED, choices.image_size, before)
         quantizer = upgrade_names({"quantizer": dict(facts["quantizer"])}, stamp)["quantizer"]
         if f := facts["f"]:
-            resize_scales(quantizer, (choices.image_size[0] // f, choices.image_size[1] // f))
+            grid, grid_before = (
+                (size[0] // f, size[1] // f) for size in (choices.image_size, before)
+            )
+            resize_scales(quantizer, grid, grid_before)
         weights = {name for name, value in file.tensors.items() if value.is_floating_point()}
         counters = file.tensors.keys() - weights
         return Plan(

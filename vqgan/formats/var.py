@@ -127,6 +127,12 @@ def choose_scales(
     number = len(file.tensors[HITS]) if HITS in file.tensors else None
     remarks: list[str] = []
     sides: Sequence[SizeSetting] | None = choices.scales or file.settings.get("v_patch_nums")
+    if sides is not None and number not in (None, len(check_scales(sides))):
+        name = "v_patch_nums" if choices.scales is None else "quantizer.scales"
+        raise InputError(
+            f"{name}={write_sizes(check_scales(sides))} are {len(sides)} grids, and {file.source} counts the codes of {number} "
+            f"({HITS}); give the sides of as many"
+        )
     if choices.scales is None and sides is not None:
         own = check_scales(sides)
         if own[-1] != grid:

@@ -250,6 +250,10 @@ class Quantizer(nn.Module, ABC):
         almost always. Its gradient reaches the encoder."""
         return q.z_e
 
+    def list_codebooks(self) -> list["Quantizer"]:
+        """The bottleneck of each codebook, in the order of the last axis of the indices; or of each of the `lengths` of a row."""
+        return [self]
+
     def list_parts(self, q: Quantized) -> list[tuple["Quantizer", Quantized]]:
         """The bottlenecks of one codebook in an output of `forward`, each with its own output, in the order of the indices."""
         return [(self, q)]
@@ -259,22 +263,32 @@ class Quantizer(nn.Module, ABC):
         q.z_q (B, dim, h, w)."""
         return straight_through(q.z_q, self.lookup(indices).detach())
 
-    @float32
     @torch.no_grad()
     def draw_near(self, indices: Tensor, nearest: int) -> Tensor:
         """For each index (n,) of a single codebook another one, drawn from the `nearest` codes that lie closest to its own."""
+        assert self.K is not None
+        drawn = []
+        for rows in indices.split(max(1, MAX_SCORES // self.K)):
+            candidates = self.list_near(rows, nearest)
+            chosen = torch.randint(candidates.shape[1], (len(rows), 1), device=rows.device)
+            drawn.append(candidates.gather(1, chosen)[:, 0])
+        return torch.cat(drawn)
+
+    @float32
+    @torch.no_grad()
+    def list_near(self, indices: Tensor, nearest: int) -> Tensor:
+        """For each index (n,) of a single codebook the others that `draw_near` draws from, each as likely as it is often among
+        them: the `nearest` codes that lie closest, in any order, (n, nearest); fewer if there are fewer codes."""
         [codes] = self.code_vectors().float()
         offsets = codes.square().sum(1)
         nearest = min(nearest, len(codes) - 1)
-        drawn = []
+        near = []
         for rows in indices.split(max(1, MAX_SCORES // len(codes))):
             # Squared distances, up to a number for each row.
             scores = torch.addmm(offsets, codes[rows], codes.t(), alpha=-2)
             scores.scatter_(1, rows[:, None], math.inf)
-            candidates = scores.topk(nearest, largest=False, sorted=False).indices
-            chosen = torch.randint(nearest, (len(rows), 1), device=rows.device)
-            drawn.append(candidates.gather(1, chosen)[:, 0])
-        return torch.cat(drawn)
+            near.append(scores.topk(nearest, largest=False, sorted=False).indices)
+        return torch.cat(near)
 
     def sample_latents(
         self, n: int, grid: tuple[int, int], seed: int, batch_size: int, start: int = 0
@@ -293,7 +307,7 @@ class Quantizer(nn.Module, ABC):
         """Fit codes and scales to encoder outputs z (n, in_dim), once before the first step."""
 
     def initialise_maps(self, z: Tensor, most: int) -> None:
-        """As `initialise`, by at most so many outputs, evenly from all over the maps z (n, in_dim, h, w)."""
+        """As `initialise`, by so many outputs, or less than twice as many, evenly from all over the maps z (n, in_dim, h, w)."""
         rows = flatten(z)
         self.initialise(rows[:: max(1, len(rows) // most)])
 

@@ -137,6 +137,7 @@ class FSQ(Lattice):
             )
         self.activation = SMOOTH_ACTIVATIONS.get(activation)
         self.quantiles = Quantiles(self.levels.tolist(), decay) if activation == QUANTILES else None
+        self.gradient = gradient
         self.estimate = choose_estimator(gradient)
 
     @float32

@@ -34,9 +34,10 @@ def kmeans(z: Tensor, K: int, iterations: int = 12, seed: int = 0) -> tuple[Tens
         counts = torch.bincount(indices, minlength=K).to(z)
         sums = torch.zeros_like(centres).index_add_(0, indices, z)
         empty = counts == 0
-        distances = (z - centres[indices]).square().sum(1)
+        moves = iteration + 1 < iterations and bool(empty.any())
+        if moves:
+            distances = (z - centres[indices]).square().sum(1)
         centres = torch.where(empty[:, None], centres, sums / counts.clamp(min=1)[:, None])
-        is_last = iteration + 1 == iterations
-        if not is_last and empty.any() and distances.any():
+        if moves and distances.any():
             centres[empty] = sample_points(distances, int(empty.sum()))
     return centres, torch.bincount(nearest(z, centres), minlength=K).to(z)

@@ -58,5 +58,14 @@ class Lattice(Standardised):
         step = torch.where(digits == 0, 1, torch.where(digits == top, -1, step))
         return indices + step * self.basis[channel[:, 0]]
 
+    @torch.no_grad()
+    def list_near(self, indices: Tensor, nearest: int) -> Tensor:
+        """The step up and the step down in each channel, (n, 2 * dim); at either end of a channel twice the one inward."""
+        digits = self.to_digits(indices)
+        up = torch.where(digits == self.levels - 1, -1, 1)
+        down = torch.where(digits == 0, 1, -1)
+        steps = torch.stack([up, down], -1) * self.basis[:, None]
+        return indices[:, None] + steps.flatten(1)
+
     def lookup(self, indices: Tensor) -> Tensor:
         return self.unstandardise(self.coordinates(self.to_digits(indices)).movedim(-1, 1))

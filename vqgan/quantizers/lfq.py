@@ -41,6 +41,10 @@ class LFQ(Lattice):
         return super().bypass(self.unstandardise(self.project(self.standardise(z_e.float()))))
 
     @float32
+    def compared(self, q: Quantized) -> Tensor:
+        return self.unstandardise(self.project(self.standardise(q.z_e)))
+
+    @float32
     def forward(self, z_e: Tensor) -> Quantized:
         u = self.project(self.standardise(z_e.float()))
         indices = self.to_index((u > 0).movedim(1, -1))

@@ -57,6 +57,9 @@ class MultiCodebook(Quantizer):
     def code_vectors(self) -> Tensor:
         return torch.cat([inner.code_vectors() for inner in self.inner_quantizers])
 
+    def list_codebooks(self) -> list[Quantizer]:
+        return self.inner_quantizers
+
     def list_parts(self, q: Quantized) -> list[tuple[Quantizer, Quantized]]:
         """Those that dropout has not skipped."""
         return list(zip(self.inner_quantizers[: len(q.parts)], q.parts, strict=True))

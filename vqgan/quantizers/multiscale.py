@@ -16,6 +16,7 @@ from codegrid.evaluation.codebook import CodebookUse
 from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.gradients import straight_through
+from vqgan.quantizers.gumbel import Gumbel
 from vqgan.quantizers.kmeans import kmeans
 from vqgan.quantizers.precision import float32
 from vqgan.quantizers.scales import TOUCH, Scales
@@ -28,6 +29,8 @@ class MultiScaleResidual(Quantizer):
     What the scales so far leave of z_e shrinks to the next grid, the nearest codes there are enlarged again and added: see
     `Scales`. Two scales with a codebook each are the hierarchy of VQ-VAE-2 (Razavi et al. 2019). Indices are one row
     (B, 1, L): the grids one after the other, each in raster order; `lookup` takes the row of all scales or of the first ones.
+
+    The gradient of z_q is copied to z_e, past all scales: the sum of their estimators would count it once for each.
 
     `inner(K=..., dim=...)` builds a codebook: one for all scales if it is `shared`, otherwise one for each. Of a shared one each
     scale counts as much as every other, in the running counts, the running means and the revival of dead codes: if outputs
@@ -61,6 +64,17 @@ class MultiScaleResidual(Quantizer):
                 "quantizer.inner.cosine=true can't be in multiscale: codes of length 1 can't represent residuals, "
                 "which shrink; use false"
             )
+        if isinstance(first, Gumbel):
+            raise InputError(
+                "quantizer@quantizer.inner=gumbel can't be in multiscale: its codes learn by the decoder's gradient, which goes "
+                "past the scales to the encoder; use ema"
+            )
+        gradient = getattr(first, "gradient", "straight_through")
+        if gradient != "straight_through":
+            raise InputError(
+                f"quantizer.inner.gradient={gradient} can't be in multiscale, where the decoder's gradient goes past the scales to "
+                "the encoder; use straight_through"
+            )
         if shared and not isinstance(first, Codebook):
             raise InputError(
                 f"quantizer.shared=true needs learned codes, which serve residuals of every size, and {kind} has none; use "
@@ -91,6 +105,9 @@ class MultiScaleResidual(Quantizer):
             )
         self.scales.bind(grid)
         self._complete()
+
+    def list_codebooks(self) -> list[Quantizer]:
+        return [self.codebook_of(k) for k in range(len(self.lengths))]
 
     def list_parts(self, q: Quantized) -> list[tuple[Quantizer, Quantized]]:
         """The codebook of each scale with its output there: a shared one comes once for each scale."""

@@ -46,6 +46,14 @@ class Product(MultiCodebook):
             parts,
         )
 
+    def bypass(self, z_e: Tensor) -> Quantized:
+        parts = [
+            inner.bypass(z_e[:, i :: self.num_codebooks])
+            for i, inner in enumerate(self.inner_quantizers)
+        ]
+        z = interleave([part.z_q for part in parts])
+        return Quantized(z, z, None, z.new_zeros(()))
+
     def lookup(self, indices: Tensor) -> Tensor:
         pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=True)
         return interleave([inner.lookup(own_indices) for inner, own_indices in pairs])

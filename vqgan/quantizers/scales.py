@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.engine.errors import InputError, check_int, check_range
+from codegrid.engine.precision import at_least_float32
 from codegrid.engine.sizes import Size, SizeSetting, check_size, to_setting, write_size
 from vqgan.quantizers.precision import float32
 
@@ -73,14 +74,20 @@ class Scales(nn.Module):
             kernel = nn.init.dirac_(torch.empty(self.dim, self.dim, 3, 3))
             self.register_parameter(f"kernel_{i}", nn.Parameter(kernel))
             self.register_parameter(f"bias_{i}", nn.Parameter(torch.zeros(self.dim)))
-        for sides in zip(*sizes, strict=True):
+        self.derive_buffers()
+
+    def derive_buffers(self) -> None:
+        """Compute the matrices that resize maps, in torch's default type."""
+        for sides in zip(*self.sizes, strict=True):
             for side in sides[:-1]:
                 for mode, n_in, n_out in (
                     ("area", sides[-1], side),
                     ("bicubic", side, sides[-1]),
                 ):
-                    matrix = resize_matrix(mode, n_in, n_out)
-                    self.register_buffer(f"{mode}_{n_in}_{n_out}", matrix, persistent=False)
+                    name, matrix = f"{mode}_{n_in}_{n_out}", resize_matrix(mode, n_in, n_out)
+                    old = self._buffers.get(name)
+                    matrix = matrix if old is None else matrix.to(old.device)
+                    self.register_buffer(name, matrix, persistent=False)
 
     @property
     def num_convolutions(self) -> int:
@@ -130,8 +137,8 @@ class Scales(nn.Module):
 
     @float32
     def resize(self, z: Tensor, size: Size, mode: str) -> Tensor:
-        """z (B, C, H, W) -> (B, C, *size) float32."""
-        z = z.float()
+        """z (B, C, H, W) -> (B, C, *size) float32, or float64 if z is."""
+        z = at_least_float32(z)
         (height, width), (rows, columns) = z.shape[2:], size
         if rows != height:
             z = self.matrix(mode, height, rows, z) @ z
@@ -219,10 +226,12 @@ def resize_size(size: Size, grid: Size, before: Size) -> Size:
     return rows, columns
 
 
-def resize_scales(quantizer: dict[str, Any], grid: Size) -> None:
-    """Change the setting `scales` of a `quantizer` group, if it has one, to those of another grid, in place."""
-    if quantizer.get("scales"):
-        sizes = scale_sizes(check_scales(quantizer["scales"]), grid)
+def resize_scales(quantizer: dict[str, Any], grid: Size, before: Size) -> None:
+    """Change the setting `scales` of a `quantizer` group, if it has one, from those of the grid `before` to those of another, in
+    place. Scales that were chosen by the grid are those that it chose: their number stays."""
+    if "scales" in quantizer and grid != before:
+        own = quantizer["scales"]
+        sizes = scale_sizes(plan_sizes(before) if own is None else check_scales(own), grid)
         quantizer["scales"] = [to_setting(size) for size in sizes]
 
 
@@ -238,7 +247,10 @@ def choose_convolution(scale: int, num_scales: int, num_convolutions: int) -> in
 
 @torch.no_grad()
 def resize_matrix(mode: str, n_in: int, n_out: int, device: torch.device | None = None) -> Tensor:
-    """The matrix (n_out, n_in) float32 that resizes one side of a map, "area" or "bicubic", as F.interpolate does."""
+    """The matrix (n_out, n_in) that resizes one side of a map, "area" or "bicubic", as F.interpolate does.
+
+    Of torch's default type.
+    """
     rows = torch.eye(n_in, device=device)[None, :, :, None]
     options = {} if mode == "area" else {"align_corners": False}
     resized = F.interpolate(rows, (n_out, 1), mode=mode, **options)

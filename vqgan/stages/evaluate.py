@@ -6,6 +6,7 @@ from codegrid.engine.checkpoint import find_checkpoint
 from codegrid.engine.folder import PICTURES
 from codegrid.engine.precision import deterministic_float32
 from codegrid.engine.run import Run
+from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.judging import (
     describe_evaluation,
     load_own_features,
@@ -27,10 +28,10 @@ def evaluate_tokenizer(run: Run, settings: EvaluationSettings) -> dict[str, Any]
     n = images.size(settings.split)
     other = read_comparison(settings, "vqgan")
     own = load_own_features(settings, images)
+    reference = open_reference(settings, images, images.cache_dir)
     folder = run.start(find_checkpoint(settings.ckpt).parent.parent.name)
-    tokenizer = tokenizer.to(settings.device)
     with deterministic_float32():
-        judge = TokenizerJudge(tokenizer, images, settings, own)
+        judge = TokenizerJudge(tokenizer.to(settings.device), images, settings, own, reference)
         judge.measure_all()
         sheet = judge.scores()
         codecs, absent_codecs = compare_codecs(tokenizer, images, settings)

@@ -16,6 +16,7 @@ from codegrid.evaluation.report.read import (
     read_curve,
     rerun_command,
 )
+from codegrid.evaluation.report.story import Story
 
 
 @pytest.fixture
@@ -176,6 +177,37 @@ def test_an_evaluation_of_a_run_elsewhere_is_reported(tmp_path: Path) -> None:
         tmp_path / "lost", "vqgan", "another", {"psnr": 1.0}, np.random.default_rng(0)
     )
     assert "another" in find_runs([str(tmp_path)]).problems[tmp_path / "lost"]
+
+
+def write_compression(folder: Path, of: str, **figures: object) -> Path:
+    """The run folder of a stage=compress under the prior `of`."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("stage: compress\n")
+    (folder / "record.jsonl").write_text('{"command": "train.py", "time": "2026-11-30"}\n')
+    (folder / "metrics.json").write_text(json.dumps({"of": of, "id": "files", **figures}))
+    return folder
+
+
+def test_files_belong_to_the_prior_under_which_they_were_written(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "sweep", grids=[8], Ks=[64], seeds=1)
+    [prior] = [run for run in find_runs([str(tmp_path)]).runs if run.stage == "prior"]
+    write_compression(tmp_path / "a", prior.id, bytes_per_image=90.5, n=3)
+    elsewhere = write_compression(tmp_path / "b", "elsewhere")
+    reported = find_runs([str(tmp_path)])
+    assert [run.files.get("bytes_per_image") for run in reported.runs if run.stage == "prior"] == [
+        90.5
+    ]
+    assert "has files of a prior (id elsewhere)" in reported.problems[elsewhere]
+
+
+def test_files_have_a_table_beside_other_formats(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "sweep", grids=[8], Ks=[64], seeds=1)
+    [prior] = [run for run in find_runs([str(tmp_path)]).runs if run.stage == "prior"]
+    jpeg = {"format": "jpeg", "psnr": 21.5, "bytes": 640.25, "payload_bytes": 96, "n": 3}
+    write_compression(tmp_path / "a", prior.id, bytes_per_image=90.5, psnr=21, formats=[jpeg])
+    [table] = [table for table in Story(find_runs([str(tmp_path)])).tables if table.name == "files"]
+    rows = [[cell.text for cell in cells[1:]] for cells, _ in table.rows]
+    assert rows == [["cgz", "", "21", "90.5", "", ""], ["jpeg", "3", "21.5", "640.25", "96", ""]]
 
 
 def test_a_run_without_an_id_is_identified_by_its_folder(tmp_path: Path) -> None:

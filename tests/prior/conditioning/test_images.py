@@ -1,5 +1,6 @@
 """The labels of images: columns, rows of a file, and the codes of their partners."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from codegrid.data.folder import Folder
 from codegrid.data.samples import ArraySamples
 from codegrid.data.shapes import Outlines, Shapes
 from codegrid.engine.errors import InputError
+from prior.conditioning.codes import CodeCondition
 from prior.conditioning.images import (
     ColumnLabels,
     ConditionSetting,
@@ -21,6 +23,8 @@ from prior.conditioning.images import (
     add_columns,
 )
 from tests.helpers.images import make_images
+from tests.helpers.priors import PRIORS, build_prior
+from tests.helpers.runs import save_tokenizer_run
 from tests.helpers.stage1 import make_tokenizer
 
 ALONE = Fabric(accelerator="cpu", devices=1)
@@ -108,6 +112,35 @@ def test_rows_of_numbered_images_are_those_to_train_on_and_then_those_to_validat
     assert labels.read("val", fabric=ALONE)[:, 0].tolist() == list(range(12, 17))
 
 
+def test_images_of_two_folders_have_rows_by_the_folder_that_holds_both(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    names = [f"{s}/{c}/{i}.png" for s in ("train", "val") for c in ("cats", "dogs") for i in (0, 1)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / name)
+    roots = {"root": str(tmp_path / "train"), "val_root": str(tmp_path / "val")}
+    photos = make_images(Folder, **roots, image_size=16, cache_dir=str(tmp_path / "cache"))
+
+    def read(*written: str) -> list[float]:
+        np.savez(tmp_path / "rows.npz", names=written, vectors=np.arange(float(len(written))))
+        labels = FileLabels(photos, str(tmp_path / "rows.npz"))
+        labels.check(flip=False, crops=1)
+        parts = [labels.read(split, fabric=ALONE) for split in ("train", "val")]
+        return [float(value) for value in np.concatenate(parts)[:, 0]]
+
+    assert read(*names) == list(range(8))
+    assert read(*names[::-1]) == list(range(8))[::-1]
+    assert read(*(str(tmp_path / name) for name in names)) == list(range(8))
+    # The names of the training images alone are also those of the validation images.
+    with pytest.raises(InputError, match="of 8 images 8 have no row of their own .* train/cats/0"):
+        read(*(name.removeprefix("train/") for name in names[:4]))
+    for name in names[4:]:
+        (tmp_path / name).rename((tmp_path / name).with_stem(str(int(name[-5]) + 2)))
+    photos = make_images(Folder, **roots, image_size=16, cache_dir=str(tmp_path / "cache"))
+    below_their_own = [f"{c}/{i}.png" for i in range(4) for c in ("cats", "dogs")]
+    assert read(*below_their_own) == [0, 2, 1, 3, 4, 6, 5, 7]
+
+
 def test_files_that_do_not_fit_the_images_are_refused(shapes: Shapes, tmp_path: Path) -> None:
     file = tmp_path / "rows.npy"
     np.save(file, np.arange(16.0))
@@ -117,7 +150,8 @@ def test_files_that_do_not_fit_the_images_are_refused(shapes: Shapes, tmp_path: 
         FileLabels(shapes, str(file)).check(flip=False, crops=1)
     np.savez(tmp_path / "names.npz", names=[str(i) for i in range(11)], vectors=np.zeros((11, 2)))
     with pytest.raises(
-        InputError, match="of 12 train images 1 have none or several rows there, such as 11"
+        InputError,
+        match="of 17 images 11 have no row of their own there, such as 0; .* give a .npy",
     ):
         FileLabels(shapes, str(tmp_path / "names.npz")).check(flip=False, crops=1)
     np.save(file, np.full(17, np.inf))
@@ -141,6 +175,19 @@ def test_codes_are_those_of_the_partner_and_of_its_mirror_image(tmp_path: Path) 
     assert np.array_equal(read, both.numpy())
     with pytest.raises(InputError, match="crops=2 cuts the images in random places"):
         labels.check(flip=False, crops=2)
+
+
+def test_codes_of_several_scales_stand_in_front_if_they_share_a_codebook(tmp_path: Path) -> None:
+    words = ["quantizer=multiscale", "quantizer.convolutions=0"]
+    shared, _ = save_tokenizer_run(tmp_path / "shared", *words)
+    model = build_prior(PRIORS["gpt"])
+    CodeCondition(shared).attach(model)
+    assert model.front is not None
+    length = model.front.L
+    assert length == math.prod(shared.code_shape)
+    each, _ = save_tokenizer_run(tmp_path / "each", *words, "quantizer.shared=false")
+    with pytest.raises(InputError, match=r"a codebook for each scale.*quantizer\.shared=true"):
+        CodeCondition(each).attach(build_prior(PRIORS["gpt"]))
 
 
 def test_partners_are_looked_up_in_both_splits_of_the_other_images(tmp_path: Path) -> None:

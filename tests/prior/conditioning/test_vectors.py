@@ -165,6 +165,8 @@ def test_a_file_holds_vectors_and_perhaps_names(tmp_path: Path) -> None:
     np.save(tmp_path / "c.npy", vectors[:, 0])
     assert np.array_equal(load_vectors(tmp_path / "a.npy", "").vectors, vectors)
     assert load_vectors(tmp_path / "b.npz", "").names == ["x.png", "y.png"]
+    np.savez(tmp_path / "b.npz", vectors=vectors, names=np.array([b"x.png", b"y.png"]))
+    assert load_vectors(tmp_path / "b.npz", "").names == ["x.png", "y.png"]
     assert load_vectors(tmp_path / "c.npy", "").vectors.shape == (2, 1)
 
 
@@ -190,6 +192,13 @@ def test_a_damaged_file_is_refused_and_runs_no_code(tmp_path: Path, content: byt
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(InputError, match="can't be read as an array"):
         load_vectors(tmp_path / "a.npy", "condition=a.npy")
+    file = tmp_path / "c.npz"
+    np.savez_compressed(file, vectors=np.random.default_rng(0).standard_normal((40, 30)))
+    whole = file.read_bytes()
+    for damaged in (b"PK\x03\x04", whole[:200], whole[:200] + bytes(100) + whole[300:]):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match="can't be read as an array"):
+            load_vectors(file, "condition=c.npz")
     np.save(tmp_path / "b.npy", np.array([{}], dtype=object))
     with pytest.raises(InputError, match="can't be read as an array"):
         load_vectors(tmp_path / "b.npy", "condition=b.npy")

@@ -1,6 +1,7 @@
 """Many positions in one pass: the codes of drawing code by code, whatever the window, and their distribution."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from codegrid.engine.errors import InputError
 from prior.decoding.generate import check_parallel_sampler, generate, sample
-from prior.decoding.kv_decoder import KVWindows, StepCache
+from prior.decoding.kv_decoder import KVCache, KVWindows, StepCache
 from prior.decoding.parallel import Pace, Windows, choose_pace
 from prior.decoding.sampling import GumbelNoise, Numbers, Sampler
 from prior.models.gpt import GPT
@@ -81,12 +82,23 @@ def distributions(
     return torch.stack([cut(p, settings) for p in rows]).view_as(logits)
 
 
+def draw_times(stream: np.random.Generator, L: int, K: int) -> np.ndarray:
+    """Exponential times (L, K): -log(1 - u) of 31 random bits, two in each number of the stream, the lower ones first."""
+    times = np.empty((L, K + K % 2))
+    for t in range(L):
+        for k in range(0, K, 2):
+            number = int(stream.bit_generator.random_raw())
+            for i, bits in enumerate((number % 2**31, (number >> 32) % 2**31)):
+                times[t, k + i] = -math.log1p(-(bits + 0.5) / 2**31)
+    return times[:, :K]
+
+
 def draw_by_definition(
     model: GPT, settings: dict[str, Any], seed: int, i: int, known: Tensor, label: int | None
 ) -> Tensor:
     """Sample i, a code at a time: the first to arrive of exponential times with the codes' probabilities as their rates."""
     stream = np.random.default_rng((seed, i))
-    times = np.random.default_rng(stream.integers(2**63)).standard_exponential((model.L, model.K))
+    times = draw_times(np.random.default_rng(stream.integers(2**63)), model.L, model.K)
     codes = known.clamp(min=0)
     for t in range(model.L):
         if known[t] < 0:
@@ -228,28 +240,45 @@ def test_windows_that_lose_are_ended() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fewer_samples_get_longer_windows_and_many_are_drawn_code_by_code(
-    dtype: torch.dtype,
-) -> None:
+def test_few_samples_get_windows_and_many_are_drawn_code_by_code(dtype: torch.dtype) -> None:
     cpu, auto = torch.device("cpu"), make(Sampler, parallel="auto")
-    windows = [choose_pace(auto, n, 256, cpu, dtype).window for n in (1, 2, 4, 8, 16, 32, 64)]
+    windows = [choose_pace(auto, n, (16, 16), cpu, dtype).window for n in (1, 2, 4, 8, 16, 32, 64)]
     assert windows == sorted(windows, reverse=True)
-    assert windows[0] >= 8
-    assert windows[-1] == 1
-    assert choose_pace(auto, 1, 3, cpu, dtype).window == 1
-    chosen = choose_pace(make(Sampler, parallel=32), 100, 16, cpu, dtype)
+    assert windows[:2] == [16, 16]
+    assert windows[3:] == [1, 1, 1, 1]
+    assert choose_pace(auto, 1, (1, 3), cpu, dtype).window == 1
+    chosen = choose_pace(make(Sampler, parallel=32), 100, (4, 4), cpu, dtype)
     assert chosen.window == 16
     assert [chosen.next_window(t) for t in range(16)] == 16 * [16]
 
 
-def test_windows_that_auto_ends_leave_the_codes_as_they_are(
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("how", SETTINGS)
+@pytest.mark.parametrize("begin", [0, 4, 99])
+def test_windows_go_on_after_steps_and_steps_after_windows_with_the_same_codes(
+    models: dict[str, GPT], name: str, how: str, begin: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows end when some samples are further than others, or finished."""
+    labels = torch.tensor([0, 1, 2, -1, 1])
+    expected = sample(models[name], make(Sampler, **SETTINGS[how], parallel=4), 5, 0, labels=labels)
+    for cost in (1.3, 2.0, 5.0):
+        pace = Pace(window=3, cost=cost, allowed=0.0, begin=begin)
+        monkeypatch.setattr("prior.models.gpt.choose_pace", lambda *_, pace=pace: replace(pace))
+        auto = make(Sampler, **SETTINGS[how], parallel="auto")
+        assert torch.equal(sample(models[name], auto, 5, 0, labels=labels), expected), cost
+
+
+def test_steps_that_forget_what_windows_read_would_be_noticed(
     models: dict[str, GPT], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = sample(models["gpt"], make(Sampler, parallel=4), 3, 0)
+    expected = sample(models["gpt"], make(Sampler, parallel=4), 8, 0)
     monkeypatch.setattr(
-        "prior.models.gpt.choose_pace", lambda *_: Pace(window=8, cost=5.0, allowed=0.0)
+        "prior.models.gpt.choose_pace", lambda *_: Pace(window=3, cost=5.0, allowed=0.0)
     )
-    assert torch.equal(sample(models["gpt"], make(Sampler, parallel="auto"), 3, 0), expected)
+    auto = make(Sampler, parallel="auto")
+    assert torch.equal(sample(models["gpt"], auto, 8, 0), expected)
+    monkeypatch.setattr(KVCache, "copy", lambda *_: None)
+    assert not torch.equal(sample(models["gpt"], auto, 8, 0), expected)
 
 
 @pytest.mark.parametrize(

@@ -308,3 +308,19 @@ def test_in_bfloat16_log_p_is_float32_and_sums_to_1() -> None:
 def test_impossible_settings_are_sentences(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         make_head(lattice(2, 2), **settings)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "sentence"),
+    [
+        (
+            lattice(8, 8),
+            r"group_size=4 is less than the 8 values of the last .* use .*group_size=8",
+        ),
+        (codes_without_order(2), r"group_share=0\.3 needs codes of several digits"),
+    ],
+)
+def test_groups_that_codes_can_not_form_are_refused(vectors: Tensor, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        make_head(vectors, group_share=0.3)
+    make_head(vectors)

@@ -87,14 +87,21 @@ def test_attention_that_changes_places_is_noticed(file: PublicFile, tokenizer: T
 
 def test_scales_come_from_the_config_the_command_or_what_is_published(file: PublicFile) -> None:
     assert plan_with(file).quantizer["scales"] == [1, 2, 3, 5, 8]
-    bare = replace(CHOICES, scales=(1, 2, 4, 8))
-    assert plan_with(file, bare, v_patch_nums=None).quantizer["scales"] == [1, 2, 4, 8]
+    bare = replace(CHOICES, scales=(1, 2, 4, 6, 8))
+    assert plan_with(file, bare, v_patch_nums=None).quantizer["scales"] == [1, 2, 4, 6, 8]
     with pytest.raises(
         InputError, match=r"the sides of the 5 grids .* quantizer.scales=\[1,2,...,8\]"
     ):
         plan_with(file, v_patch_nums=None)
     with pytest.raises(InputError, match="must end with 8, the codes a side of these images"):
-        plan_with(file, replace(CHOICES, scales=(1, 2, 4)), v_patch_nums=None)
+        plan_with(file, replace(CHOICES, scales=(1, 2, 3, 4, 5)), v_patch_nums=None)
+    with pytest.raises(
+        InputError,
+        match=r"quantizer.scales=\[1,2,4,8\] are 4 grids, and .*vae_tiny.pth counts .* of 5",
+    ):
+        plan_with(file, replace(CHOICES, scales=(1, 2, 4, 8)))
+    with pytest.raises(InputError, match=r"v_patch_nums=\[1,8\] are 2 grids"):
+        plan_with(file, v_patch_nums=[1, 8])
     larger = plan_with(file, replace(CHOICES, image_size=(64, 64)))
     assert larger.quantizer["scales"] == [2, 4, 6, 10, 16]
     assert "are scaled to the 16 codes a side" in larger.remarks[0]

@@ -234,7 +234,7 @@ def test_classical_vq_is_no_reference_of_a_sequence() -> None:
     rows, absent = measure_codecs(data, "val", 16, 1, None)
     assert {row["codec"] for row in rows} == {"JPEG"}
     assert absent == {
-        "classical VQ": "it has a code for each patch, and the tokenizer's have no places"
+        "classical VQ": "it has a code for each patch, and the tokenizer's are not of one grid"
     }
 
 

@@ -165,3 +165,12 @@ def test_a_continuous_bottleneck_inside_is_refused() -> None:
 
 def test_the_bits_of_all_codebooks_count() -> None:
     assert make(Residual, partial(make, VQ), 16, 3, DIM).bits == 12
+
+
+def test_product_bypasses_each_group_as_its_own_codebook_does() -> None:
+    quantizer = make(Product, partial(make, EMA, cosine=True), K, 2, DIM)
+    x = 5 * make_z_e()
+    q = quantizer.bypass(x)
+    assert q.indices is None
+    assert torch.equal(q.z_q, quantizer(x).z_e)  # of length 1, as codes are
+    assert torch.equal(q.z_q, q.z_e)

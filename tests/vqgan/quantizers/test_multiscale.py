@@ -254,6 +254,8 @@ def test_a_tokenizer_of_several_scales_takes_images_of_other_sizes(start: str) -
         tokenizer.decode_codes(codes)
     own = tokenizer.encode_images(torch.rand(2, 3, 16, 16) * 2 - 1)
     assert tokenizer.decode_codes(own[..., :5], "tensor").shape == (2, 3, 16, 16)
+    with pytest.raises(InputError, match=r"shape \[2, 2, 15\] must be \(B, 1, n\)"):
+        tokenizer.decode_codes(own.view(2, 2, 15))
 
 
 def test_codes_without_places_have_no_scales() -> None:

@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,11 +148,22 @@ def test_scales_that_do_not_end_with_the_models_grid_are_refused() -> None:
 
 def test_the_setting_follows_another_grid() -> None:
     settings = {"scales": [1, 2, 4], "K": 16}
-    resize_scales(settings, (8, 12))
+    resize_scales(settings, (4, 4), (4, 4))
+    assert settings["scales"] == [1, 2, 4]
+    resize_scales(settings, (8, 12), (4, 4))
     assert settings == {"scales": [[2, 3], [4, 6], [8, 12]], "K": 16}
-    without = {"scales": None}
-    resize_scales(without, (8, 8))
-    assert without == {"scales": None}
+    without = {"K": 16}
+    resize_scales(without, (8, 8), (4, 4))
+    assert without == {"K": 16}
+
+
+def test_scales_that_the_grid_chose_follow_another_one_too() -> None:
+    """As many as before: a larger grid would choose more of them."""
+    chosen: dict[str, Any] = {"scales": None}
+    resize_scales(chosen, (4, 4), (4, 4))
+    assert chosen == {"scales": None}
+    resize_scales(chosen, (8, 8), (4, 4))
+    assert chosen == {"scales": [2, 4, 6, 8]}
 
 
 def test_a_gradient_of_a_shrunken_and_enlarged_map_is_the_transpose() -> None:

@@ -1,0 +1,286 @@
+"""The tables of docs/tables.md: all bottlenecks at equal bits and images, and all priors on one tokenizer.
+
+python -m benchmarks.tables bottlenecks --images 32000 --seeds 0 1 2 --rows tables.jsonl --write docs/tables.md
+python -m benchmarks.tables bottlenecks --images 32000 --data tiny-imagenet-24 --rows tables.jsonl --write docs/tables.md
+python -m benchmarks.tables priors --ckpt runs/vqgan/shapes --images 64000 --rows tables.jsonl --write docs/tables.md
+
+Trains each with `python train.py`, one after the other, on as many images whatever the minutes, and judges it with
+`stage=evaluate`; the machine should be idle otherwise, for the sake of ms a step and samples a second. `--data` is shapes or a
+folder of images. The bottlenecks have 576 bits an image, 64 places of 9 bits, at 64 pixels and with loss=vqvae, as in
+benchmarks/bottlenecks.py. A seed sets weights, batches and augmentation; the images are the same. rFID and gFID are those in the
+features of the proxy, a classifier of the same images, so they can be compared within one table only.
+
+A row is appended to `--rows` as soon as it is measured, and a row that is there is not run again: the same command continues after
+an interruption. `--write` puts the table into a Markdown file, between `<!-- table: ... -->` and `<!-- end -->`. `--evaluate` has
+words for stage=evaluate; other arguments are passed to every training command. JSON lines come last.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from benchmarks.adversarial import train_run
+from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
+from benchmarks.priors import PRIORS, draw_images
+from codegrid.engine.environment import processor_name
+from codegrid.engine.packages import package_version
+from prior.decoding.sampling import Sampler
+from prior.load import load_prior
+
+BITS = 576  # of an image, as in benchmarks/bottlenecks.py
+BATCH = {"bottlenecks": 32, "priors": 64}  # images of an update
+SPEED_SAMPLES = 200  # drawn to measure samples a second
+JUDGED = (
+    "inception=false", "lpips=null", "references=false", "rates=false", "validity=0", "neighbours=false", "samples=1000",
+)  # fmt: skip
+
+# Column -> heading and decimals. The figures of training and of stage=evaluate, by their names there.
+COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
+    "bottlenecks": {
+        "psnr": ("PSNR dB", 2),
+        "ssim": ("SSIM", 3),
+        "rfid_proxy": ("rFID proxy", 3),
+        "rfid_ratio_proxy": ("ratio", 2),
+        "usage": ("usage", 3),
+        "perplexity": ("perplexity", 0),
+        "ms_per_step": ("ms a step", 0),
+        "seconds": ("seconds", 0),
+    },
+    "priors": {
+        "nats_per_token": ("nats a code", 3),
+        "gfid_proxy": ("gFID proxy", 3),
+        "gfid_ratio_proxy": ("ratio", 2),
+        "samples_per_second": ("samples/s", 1),
+        "ms_per_step": ("ms a step", 0),
+        "seconds": ("seconds", 0),
+    },
+}
+OWN_KEY = ("table", "arm", "seed", "images", "data", "tokenizer", "words")  # what a row is a row of
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines. A last line that was cut off by a kill is removed from the file."""
+    if not file.is_file():
+        return []
+    text = file.read_text()
+    complete = text[: text.rfind("\n") + 1]
+    if complete != text:
+        file.write_text(complete)
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+def add_missing(
+    file: Path,
+    keys: Iterable[Mapping[str, Any]],
+    measure: Callable[[Mapping[str, Any]], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The rows of these keys: those in the file, and those that `measure` adds to it."""
+    rows = read_rows(file)
+    wanted = []
+    for key in keys:
+        row = next((row for row in rows if all(row[name] == key[name] for name in OWN_KEY)), None)
+        if row is None:
+            row = {**key, **measure(key)}
+            with file.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+            rows.append(row)
+            print(f"{row['arm']}, seed {row['seed']}: {row['figures']}", flush=True)
+        wanted.append(row)
+    return wanted
+
+
+def choose_data(data: str) -> list[str]:
+    """The words for the built-in shapes, or for a folder of images."""
+    return ["data=shapes"] if data == "shapes" else ["data=folder", f"data.root={data}"]
+
+
+def list_keys(options: argparse.Namespace, words: Sequence[str]) -> list[dict[str, Any]]:
+    """What the rows of a table are of, all arms of a seed before the next seed."""
+    tokenizer = None
+    if options.table == "priors":
+        tokenizer = json.loads((options.ckpt / "metrics.json").read_text())["id"]
+    common = {
+        "table": options.table,
+        "images": options.images,
+        "data": options.data if options.data == "shapes" else Path(options.data).name,
+        "tokenizer": tokenizer,
+        "words": list(words),
+    }
+    return [{**common, "arm": arm, "seed": seed} for seed in options.seeds for arm in options.only]
+
+
+def train_words(key: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
+    """The command of train.py that trains the model of a row."""
+    table = key["table"]
+    length = [
+        f"trainer.max_steps={math.ceil(key['images'] / BATCH[table])}", "trainer.max_minutes=null",
+        "trainer.val_every=1000000", f"seed={key['seed']}", "logger=csv", f"cache_dir={options.cache_dir}",
+    ]  # fmt: skip
+    if table == "priors":
+        arm = [
+            "stage=prior",
+            f"ckpt={options.ckpt}",
+            f"prior={key['arm']}",
+            f"batch_size={BATCH[table]}",
+        ]
+        return ["train.py", *arm, *length, *key["words"]]
+    own, _ = choose_words(key["arm"], BITS)
+    arm = [
+        "stage=vqgan",
+        "loss=vqvae",
+        f"model.grid={GRID}",
+        f"data.batch_size={BATCH[table]}",
+        "data.seed=0",
+    ]
+    return ["train.py", *arm, *choose_data(options.data), *own, *length, *key["words"]]
+
+
+def measure_row(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Train and judge one model; the figures of its row, its command and the machine."""
+    command = train_words(key, options)
+    with tempfile.TemporaryDirectory() as folder:
+        run = train_run(command, Path(folder) / "run")
+        judged = train_run(
+            ["train.py", "stage=evaluate", f"ckpt={run}", f"cache_dir={options.cache_dir}", *JUDGED, *options.evaluate],
+            Path(folder) / "judged",
+        )  # fmt: skip
+        training, scores = (
+            json.loads((each / "metrics.json").read_text()) for each in (run, judged)
+        )
+        speed = measure_speed(run) if key["table"] == "priors" else None
+    steps = training["steps"]
+    figures = {name: scores.get(name) for name in COLUMNS[key["table"]]}
+    figures["seconds"] = training["seconds"]
+    figures["ms_per_step"] = 1000 * training["seconds"] / steps if steps else None
+    if speed:
+        figures["samples_per_second"] = speed
+    # Places differ from machine to machine, and cost and scores don't depend on them.
+    shown = [word for word in command[1:] if not word.startswith("cache_dir=")]
+    return {
+        "command": "python train.py " + " ".join(shown),
+        "steps": steps,
+        "exact": scores.get("exact"),
+        "figures": {name: round_figure(value) for name, value in figures.items()},
+        "machine": f"{os.cpu_count()} cores of {processor_name()}, torch {package_version('torch')}",
+    }
+
+
+def round_figure(value: float | None) -> float | None:
+    """Five significant digits."""
+    return None if value is None else float(f"{value:.5g}")
+
+
+def measure_speed(run: Path) -> float:
+    """How many grids of codes a prior draws in a second."""
+    trained = load_prior(run)
+    sampler = Sampler.unmodified()
+    draw_images(trained, sampler, 2, 2, seed=1)  # leaves the cost of the first call out
+    return draw_images(trained, sampler, SPEED_SAMPLES, SPEED_SAMPLES // 2)[1]
+
+
+def find_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and half the width of its 95% interval by Student's t; None of a single value."""
+    mean = statistics.fmean(values)
+    n = len(values)
+    if n < 2:
+        return mean, None
+    return mean, float(student_t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+
+
+def format_cell(values: Sequence[float | None], decimals: int) -> str:
+    """A mean over seeds with its interval, or a dash if a seed has no such figure."""
+    numbers = [value for value in values if value is not None]
+    if not numbers or len(numbers) < len(values):
+        return "-"
+    mean, half = find_interval(numbers)
+    text = f"{mean:,.{decimals}f}"
+    return text if half is None else f"{text} ± {half:.{decimals}f}"
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of rows that differ in arm and seed only, with what they have in common below it."""
+    table = rows[0]["table"]
+    columns = COLUMNS[table]
+    heads = [
+        "`quantizer=`" if table == "bottlenecks" else "`prior=`",
+        *(head for head, _ in columns.values()),
+    ]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        alike = [row for row in rows if row["arm"] == arm]
+        cells = [
+            format_cell([row["figures"][name] for row in alike], decimals)
+            for name, (_, decimals) in columns.items()
+        ]
+        if table == "priors" and alike[0]["exact"] is False:
+            cells[0] = f"at most {cells[0]}"
+        lines.append("| " + " | ".join([arm, *cells]) + " |")
+    seeds = sorted({row["seed"] for row in rows})
+    steps = sorted({row["steps"] for row in rows})
+    lines += [
+        "",
+        f"{rows[0]['images']:,} images ({', '.join(map(str, steps))} updates), seeds {', '.join(map(str, seeds))}; ± is the 95% "
+        f"interval of the mean over seeds by Student's t. Machine: {', '.join(sorted({row['machine'] for row in rows}))}. "
+        "Commands, by the first seed:",
+        "",
+        *(f"    {row['command']}" for row in rows if row["seed"] == rows[0]["seed"]),
+    ]
+    return "\n".join(lines)
+
+
+def insert_table(text: str, name: str, table: str) -> str:
+    """A page with the table between its marks; a page without such marks gets them at its end."""
+    head, end = f"<!-- table: {name} -->", "<!-- end -->"
+    before, found, after = text.partition(head)
+    if not found:
+        return f"{text.rstrip()}\n\n{head}\n\n{table}\n\n{end}\n"
+    return f"{before}{head}\n\n{table}\n\n{end}{after.partition(end)[2]}"
+
+
+def parse_options() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", choices=["bottlenecks", "priors"])
+    parser.add_argument("--images", type=int, default=32000, help="that each run is trained on")
+    parser.add_argument("--data", default="shapes", help="shapes, or a folder of images")
+    parser.add_argument("--ckpt", type=Path, help="the run folder of the priors' tokenizer")
+    parser.add_argument("--only", nargs="*", help="some of the bottlenecks or priors")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", type=Path, default=Path("tables.jsonl"))
+    parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
+    parser.add_argument("--evaluate", nargs="*", default=[], help="words for stage=evaluate")
+    parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
+    options, extra = parser.parse_known_args()
+    if options.table == "priors" and not options.ckpt:
+        sys.exit("the table of priors needs a tokenizer: --ckpt <run folder of stage=vqgan>")
+    if options.only is None:
+        options.only = list_bottlenecks() if options.table == "bottlenecks" else list(PRIORS)
+    return options, extra
+
+
+def main() -> None:
+    options, extra = parse_options()
+    keys = list_keys(options, extra)
+    rows = add_missing(options.rows, keys, lambda key: measure_row(key, options))
+    table = format_table(rows)
+    print(f"\n{table}\n")
+    if options.write:
+        text = options.write.read_text() if options.write.is_file() else "# Tables\n"
+        name = f"{options.table}, {keys[0]['data']}"
+        options.write.write_text(insert_table(text, name, table))
+    for row in rows:
+        print(json.dumps({"bench": "tables", **row}))
+
+
+if __name__ == "__main__":
+    main()

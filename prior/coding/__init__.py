@@ -1,0 +1,1 @@
+"""Images as files: codes by arithmetic coding under a prior."""
