@@ -154,7 +154,8 @@ class Windows:
             if self.is_known[t]:
                 continue
             if self.is_guided:
-                logits = guided(*logits.chunk(2), self.scales[t])
+                conditional, unconditional = logits.chunk(2)
+                logits = guided(conditional, unconditional, self.scales[t])
             noise = self.noise.at([max(t, position) for position in self.first], 1)[:, 0]
             drawn = self.sampler.draw_coupled(logits, noise)
             self.canvas[:, t] = torch.where(t < first, self.canvas[:, t], drawn)

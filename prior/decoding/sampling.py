@@ -71,7 +71,8 @@ class Sampler:
     `compile` draws by torch.compile, with priors that are `stepwise`; the codes are the same up to rounding.
 
     `parallel` positions are drawn in one pass by priors that are `parallel`, from the same distribution as code by code
-    (prior/decoding/parallel.py): 1 draws code by code, "auto" chooses. All but 1 draw the same codes, up to rounding.
+    (prior/decoding/parallel.py): 1 draws code by code, "auto" chooses. All windows draw the same codes, up to rounding, and
+    "auto" draws those or, for many samples at once, those of 1.
     """
 
     temperature: float

@@ -1,6 +1,7 @@
 """A causal transformer over code grids in raster order."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from prior.decoding.kv_decoder import KVSteps, Multiply, StepCache, pack_head, product_dtype
 from prior.decoding.parallel import Windows, choose_pace
-from prior.decoding.sampling import GumbelNoise, Numbers, Sampler
+from prior.decoding.sampling import AUTO_PARALLEL, GumbelNoise, Numbers, Sampler
 from prior.heads.softmax import Softmax
 from prior.models.backbone import Transformer, TransformerSettings
 from prior.models.base import (
@@ -135,6 +136,8 @@ class GPT(Transformer, Autoregressive):
         n, device = len(codes) * (1 + is_guided), codes.device
         pace = choose_pace(sampler, n, self.grid, device, product_dtype(device))
         if pace.window == 1 or sampler.steps:  # which is refused there
+            if sampler.parallel == AUTO_PARALLEL:  # without the noise of all K codes, which costs time
+                sampler = replace(sampler, parallel=1)
             return super().fill(codes, known, numbers, sampler, labels, cache)
         cache = StepCache() if cache is None else cache
         decode = GPTWindows(self, n, doubled, cache, pace.window)

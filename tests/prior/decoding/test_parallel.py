@@ -123,9 +123,9 @@ def test_any_window_draws_the_codes_that_the_noise_draws_one_by_one(
     expected = [
         draw_by_definition(model, settings, 3, i, free, int(labels[i])) for i in range(len(labels))
     ]
-    for window in (2, 3, 5, 99, "auto"):
+    for window, size in ((2, 3), (3, 3), (5, 3), (99, 3), ("auto", 1)):
         drawn = sample(
-            model, make(Sampler, **settings, parallel=window), 5, 3, batch_size=3, labels=labels
+            model, make(Sampler, **settings, parallel=window), 5, 3, batch_size=size, labels=labels
         )
         assert torch.equal(drawn.flatten(1), torch.stack(expected)), window
 
@@ -237,6 +237,13 @@ def test_windows_that_lose_are_ended() -> None:
     assert windows == [8, 8, 8, 8, 8, 1]
     pace = Pace(window=8, cost=1.5, allowed=2.0)
     assert [pace.next_window(2 * drawn) for drawn in range(20)] == 20 * [8]
+
+
+def test_many_samples_by_auto_are_those_of_code_by_code(models: dict[str, GPT]) -> None:
+    drawn = [
+        sample(models["gpt"], make(Sampler, parallel=p), 40, 0, batch_size=40) for p in (1, "auto")
+    ]
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
