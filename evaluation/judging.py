@@ -15,7 +15,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.folder import METRICS
 from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet
 from codegrid.evaluation.features import Inception, TorchScriptNetwork
-from codegrid.evaluation.networks import TimmNetwork, UnavailableNetwork
+from codegrid.evaluation.networks import TimmNetwork, UnavailableNetwork, check_networks
 from codegrid.evaluation.proxy import train_proxy
 from codegrid.evaluation.real_images import RealImages
 from codegrid.evaluation.scores import read_result
@@ -28,7 +28,8 @@ def load_own_features(
     settings: EvaluationSettings, images: ImageDataModule
 ) -> TorchScriptNetwork | None:
     """The feature network that the user named with features=, if any. Raises InputError if it would give its scores the names of
-    others."""
+    others, or if one of networks= has a name that timm doesn't know."""
+    check_networks(settings.networks)
     if not settings.features:
         return None
     own = TorchScriptNetwork(settings.features, images.image_size)

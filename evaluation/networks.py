@@ -3,6 +3,8 @@
 import difflib
 import hashlib
 import importlib
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from codegrid.engine.console import log_line
-from codegrid.engine.errors import InputError, summarize_error
+from codegrid.engine.errors import InputError, check_int, summarize_error
 from codegrid.evaluation.features import Extractor
 
 HUB_FILE = "model.safetensors"  # in each of timm's repositories on the Hugging Face Hub
@@ -64,6 +66,12 @@ class TimmNetwork(Extractor):
             self.hash = hashlib.file_digest(content, "sha256").hexdigest()[:12]
         self.register_buffer("mean", torch.tensor(known.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(known.std).view(3, 1, 1))
+        try:
+            self(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(
+                f"networks: {name} takes no images of size={size} ({summarize_error(error)}); choose another size"
+            ) from error
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -82,6 +90,14 @@ def import_timm() -> Any:
         raise UnavailableNetwork(
             "the package timm is missing: pip install codegrid[features]"
         ) from error
+
+
+def check_networks(networks: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InputError if timm is there and has no weights of the name of one of these networks, or if a size can't be."""
+    for key, about in networks.items():
+        check_int(f"networks.{key}.size", about["size"], 1, "pixel")
+        with suppress(UnavailableNetwork):
+            check_network_name(import_timm(), about["name"])
 
 
 def check_network_name(timm: Any, name: str) -> None:

@@ -218,7 +218,7 @@ def find_score(name: str) -> Score | None:
 
 def find_ambiguous(suffix: str) -> str | None:
     """A score in features whose name with this suffix is, or reads as, that of another score; None if there is none."""
-    in_features = [name for name, score in SCORES.items() if score.group in ("distance", "variety")]
+    in_features = [name for name, score in SCORES.items() if score.proxy_decimals is not None]
     clashes = (name + suffix for name in in_features if find_score(name + suffix) != SCORES[name])
     return next(clashes, None)
 

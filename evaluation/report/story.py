@@ -628,9 +628,7 @@ def compare_winner(part: ComparablePart, top: Point, name: str, rate: str | None
 def tokenizer_key(group: Group) -> str:
     """A text that is equal for priors on tokenizers of one configuration."""
     settings = flatten_run(group.runs[0]).items()
-    return json.dumps(
-        {key: value for key, value in settings if key.startswith(TOKENIZERS)}, default=str
-    )
+    return provenance_key({key: v for key, v in settings if key.startswith(TOKENIZERS)})
 
 
 def describe_lead(part: ComparablePart, one: Point, other: Point, name: str) -> str:

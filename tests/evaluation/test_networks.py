@@ -14,7 +14,7 @@ from torch import Tensor
 
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.judging import make_feature_sets
-from codegrid.evaluation.networks import TimmNetwork, UnavailableNetwork
+from codegrid.evaluation.networks import TimmNetwork, UnavailableNetwork, check_networks
 from tests.helpers.bands import Bands
 from tests.helpers.configs import list_options
 from tests.helpers.evaluation import choose_settings
@@ -157,6 +157,16 @@ def test_weights_that_the_hub_has_given_before_are_read_from_its_cache(
 def test_a_name_that_timm_does_not_have_is_refused_with_the_closest(kit: Kit) -> None:
     with pytest.raises(InputError, match=r"no weights of the name test_vit.r160; .* test_vit.r160"):
         TimmNetwork("test_vit.r160", 160, head=False, fetch=False)
+
+
+def test_impossible_networks_are_refused_before_any_work(kit: Kit) -> None:
+    wrong = {"mine": {"name": "test_vit.r160", "size": 64, "head": False}}
+    with pytest.raises(InputError, match="no weights of the name test_vit.r160"):
+        check_networks(wrong)
+    with pytest.raises(InputError, match="networks.mine.size=0"):
+        check_networks({"mine": {**wrong["mine"], "size": 0}})
+    with pytest.raises(InputError, match=rf"{VIT} takes no images of size=50 .*another size"):
+        TimmNetwork(VIT, 50, head=False, fetch=False, folder=str(kit[1]))
 
 
 @pytest.mark.parametrize("option", list_options("networks"))

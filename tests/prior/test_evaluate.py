@@ -146,6 +146,9 @@ class TestTheCommand:
                 "samples",
             )
             assert (about["sampler"]["temperature"], about["seed"]) == (1.0, 0)
+        ratio = evaluation["gfid_proxy"] / evaluation["gfid_real_proxy"]
+        assert evaluation["gfid_ratio_proxy"] == pytest.approx(ratio, rel=1e-3)
+        assert evaluation["provenance"]["gfid_ratio_proxy"]["real"]["n"] == 12
         assert evaluation["provenance"]["nats_per_token"]["exact"] is True
         assert evaluation["nearest_rmse"] > 0
         for file in evaluation["pictures"]:

@@ -191,11 +191,13 @@ def test_a_tokenizer_is_evaluated_by_one_command_that_reads_all_else_from_its_ch
         "codes_used",
         "usage",
     )
-    for name in (*numbers, "rfid_proxy", "kid_proxy", "rfid_corners", "kid_corners"):
+    ratios = ("rfid_ratio_proxy", "rfid_real_proxy", "rfid_ratio_corners")
+    for name in (*numbers, *ratios, "rfid_proxy", "kid_proxy", "rfid_corners", "kid_corners"):
         assert isinstance(evaluation[name], float | int)
         assert evaluation["provenance"][name]["n"] == 16
         assert f"\n{name} " in terminal
     assert evaluation["provenance"]["rfid_corners"]["extractor"] == "corners.pt"
+    assert evaluation["absent"]["rfdr"] == "it needs the ratios of two networks, and has 1 of 2"
     assert [row["codec"] for row in evaluation["references"]][:2] == ["classical VQ", "JPEG"]
     counts = np.load(evaluation["codes"])["counts"]
     assert (counts.shape, counts.sum(), (counts > 0).sum()) == (
