@@ -71,11 +71,12 @@ class Structure:
     def of(cls, x_hat: Tensor, x: Tensor) -> "Structure":
         """Both (B, C, H, W), 0 to WHITE; NaN for images without room for a window."""
         differ = find_differing(x_hat, x)
-        pair = select_images(differ, x_hat, x)
-        if not has_room(x) or not len(pair[0]):
-            unknown = x.new_full((len(pair[0]),), torch.nan)
-            return cls(differ, *pair, unknown, unknown)
-        return cls(differ, *pair, *compare_windows(*pair))
+        x_hat, x = select_images(differ, x_hat, x)
+        if has_room(x) and len(x):
+            similarity, contrast = compare_windows(x_hat, x)
+        else:
+            similarity = contrast = x.new_full((len(x),), torch.nan)
+        return cls(differ, x_hat, x, similarity, contrast)
 
 
 def has_room(images: Tensor) -> bool:

@@ -17,7 +17,7 @@ FIT_SIDE = 64  # pixels of the images that shapes are fitted in
 REACH = 40  # pixels from a shape's centre within which all of it lies
 CELLS = FIT_SIDE // 2  # the coarse search runs at half the resolution
 PADDED = 48  # cells of a side with as much border as shapes reach over it
-ROWS_AT_ONCE = 32  # shapes of the bank that are transformed together, so that they stay in the processor's cache
+ROWS_AT_ONCE = 96  # shapes of the bank that are transformed together, so that they stay in the processor's cache
 LEAST_COMMON = 0.8  # of a region that a shape must cover to be a candidate
 # Where centres lie: the borders of cells, counted from the edge of the image.
 CENTRE_CELLS = np.arange(math.ceil(CELLS * CENTRES[0]), math.floor(CELLS * CENTRES[1]) + 1)
@@ -200,7 +200,9 @@ def search_coarsely(region: Mask, free: Mask) -> list[tuple[int, Floats]]:
     covering = common.max(1) >= LEAST_COMMON * common.max()
     rows, common = rows[covering], common[covering]
     visible = uncovered_areas()[rows] if free.all() else correlate(spectra[1], rows)
-    iou = common / (area + visible - common)
+    iou = area + visible  # in float64, in place: these are half a million numbers
+    iou -= common
+    np.divide(common, iou, out=iou)
     places = iou.argmax(1)
     best = iou[np.arange(len(rows)), places]
     chosen: list[tuple[int, Floats]] = []
