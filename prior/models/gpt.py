@@ -136,7 +136,9 @@ class GPT(Transformer, Autoregressive):
         n, device = len(codes) * (1 + is_guided), codes.device
         pace = choose_pace(sampler, n, self.grid, device, product_dtype(device))
         if pace.window == 1 or sampler.steps:  # which is refused there
-            if sampler.parallel == AUTO_PARALLEL:  # without the noise of all K codes, which costs time
+            if (
+                sampler.parallel == AUTO_PARALLEL
+            ):  # without the noise of all K codes, which costs time
                 sampler = replace(sampler, parallel=1)
             return super().fill(codes, known, numbers, sampler, labels, cache)
         cache = StepCache() if cache is None else cache
