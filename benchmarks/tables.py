@@ -240,8 +240,8 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def insert_table(text: str, name: str, table: str) -> str:
     """A page with the table between its marks; a page without such marks gets them at its end."""
     head, end = f"<!-- table: {name} -->", "<!-- end -->"
-    before, found, after = text.partition(head)
-    if not found:
+    before, mark, after = text.partition(head)
+    if not mark:
         return f"{text.rstrip()}\n\n{head}\n\n{table}\n\n{end}\n"
     return f"{before}{head}\n\n{table}\n\n{end}{after.partition(end)[2]}"
 

@@ -7,13 +7,10 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any
 
 from codegrid.data.loading import ignore_group_signals
-from codegrid.data.threads import map_in_threads
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from codegrid.data.threads import Item, Result, map_in_threads
 
 
 class Fork:

@@ -17,7 +17,7 @@ FIT_SIDE = 64  # pixels of the images that shapes are fitted in
 REACH = 40  # pixels from a shape's centre within which all of it lies
 CELLS = FIT_SIDE // 2  # the coarse search runs at half the resolution
 PADDED = 48  # cells of a side with as much border as shapes reach over it
-ROWS_AT_ONCE = 96  # shapes of the bank that are transformed together, so that they stay in the processor's cache
+SHAPES_AT_ONCE = 96  # shapes of the bank that are transformed together, so that they stay in the processor's cache
 LEAST_COMMON = 0.8  # of a region that a shape must cover to be a candidate
 # Where centres lie: the borders of cells, counted from the edge of the image.
 CENTRE_CELLS = np.arange(math.ceil(CELLS * CENTRES[0]), math.floor(CELLS * CENTRES[1]) + 1)
@@ -172,8 +172,8 @@ def correlate(spectrum: NDArray[np.complex64], rows: NDArray[np.intp]) -> Floats
     offsets = (CENTRE_CELLS - REACH // 2) % PADDED  # of a stencil's corner
     bank = shape_bank()
     shared = np.empty((len(rows), len(offsets), len(offsets)), np.float32)
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(first, first + ROWS_AT_ONCE)
+    for first in range(0, len(rows), SHAPES_AT_ONCE):
+        part = slice(first, first + SHAPES_AT_ONCE)
         products = spectrum * bank.spectra[rows[part]]
         # Rows first, of which only those in range go through the second transform.
         products = scipy.fft.ifft(products, axis=1, overwrite_x=True).take(offsets, 1)

@@ -74,22 +74,22 @@ def slow_fit(region: Mask, free: Mask, sufficient: float) -> ShapeFit:
         return measure_overlap(region, free, SHAPES[kind](u, v, radius, aspect))
 
     generator = np.random.default_rng(0)
-    found = [(overlap(*start), *start) for start in search_coarsely(region, free)]
+    leaders = [(overlap(*start), *start) for start in search_coarsely(region, free)]
     steps = FIRST_STEPS
     for _ in range(ROUNDS):
-        if max(score for score, *_ in found) >= sufficient:
+        if max(score for score, *_ in leaders) >= sufficient:
             break
-        moves = generator.standard_normal((len(found), TRIALS // len(found), 5)) * steps
-        for i, (score, kind, centre) in enumerate(found):
+        moves = generator.standard_normal((len(leaders), TRIALS // len(leaders), 5)) * steps
+        for i, (score, kind, centre) in enumerate(leaders):
             for move in moves[i]:
                 candidate = (centre + move).clip(LOWEST, HIGHEST).astype(np.float32)
                 if (trial := overlap(kind, candidate)) > score:
                     score = trial
-                    found[i] = score, kind, candidate
-        order = np.argsort([score for score, *_ in found])[::-1]
-        found = [found[i] for i in order[: max(2, (len(found) + 1) // 2)]]
+                    leaders[i] = score, kind, candidate
+        order = np.argsort([score for score, *_ in leaders])[::-1]
+        leaders = [leaders[i] for i in order[: max(2, (len(leaders) + 1) // 2)]]
         steps = steps * SHRINK
-    score, kind, candidate = max(found, key=lambda each: each[0])
+    score, kind, candidate = max(leaders, key=lambda each: each[0])
     return ShapeFit(kind, tuple(map(float, candidate)), score)  # type: ignore[arg-type]
 
 
