@@ -340,7 +340,7 @@ class GumbelNoise:
         """For `streams` (n) and windows of at most `window` positions."""
         self.streams, self.T, self.device = list(streams), T, device
         # Each block costs a call per sample; all blocks together should stay in the processor's cache.
-        self.block = max(window, min(16, T, max(1, 2**17 // (K * len(streams)))))
+        self.block = max(window, min(16, T, max(1, 2**17 // (K * max(1, len(streams))))))
         self.drawn = [0] * len(streams)  # positions
         self.blocks = torch.zeros(len(streams), 2 * self.block, K)
 
