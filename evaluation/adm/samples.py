@@ -22,7 +22,7 @@ from codegrid.evaluation.settings import EvaluationSettings
 
 
 class SamplesJudge:
-    """Measures the samples in the .npz that `settings.samples` names.
+    """Measures the samples in an .npz.
 
     They are compared with `settings.reference` as ADM's evaluator does, and in the features of Inception, the proxy and the user's
     own network with the `images` of a run, if there are any. Raises InputError, before any work is done, if there is nothing to
@@ -30,12 +30,15 @@ class SamplesJudge:
     """
 
     def __init__(
-        self, settings: EvaluationSettings, images: ImageDataModule | None, cache_dir: str
+        self,
+        file: AdmFile,
+        settings: EvaluationSettings,
+        images: ImageDataModule | None,
+        cache_dir: str,
     ) -> None:
-        assert isinstance(settings.samples, str)
         self.settings = settings
         self.images = images
-        self.file = AdmFile.open("samples", settings.samples)
+        self.file = file
         if not self.file.size:
             raise InputError(f"{self.file.setting} has statistics alone; samples are images arr_0")
         check_network(self.file)

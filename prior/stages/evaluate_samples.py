@@ -6,6 +6,7 @@ from codegrid.data.datamodule import ImageDataModule
 from codegrid.engine.checkpoint import read_checkpoint
 from codegrid.engine.precision import deterministic_float32
 from codegrid.engine.run import Run
+from codegrid.evaluation.adm.files import AdmFile
 from codegrid.evaluation.adm.samples import SamplesJudge
 from codegrid.evaluation.judging import (
     describe_evaluation,
@@ -20,8 +21,8 @@ from vqgan.load import load_images, load_tokenizer
 
 def evaluate_samples(run: Run, settings: EvaluationSettings) -> dict[str, Any]:
     """Score the samples in an .npz against `reference`, and with `ckpt` against the images of that run."""
-    images = open_images(run, settings)
-    judge = SamplesJudge(settings, images, run.config.cache_dir)
+    file = AdmFile.open("samples", str(settings.samples))
+    judge = SamplesJudge(file, settings, open_images(run, settings), run.config.cache_dir)
     other = read_comparison(settings, "samples")
     if run.is_dry:
         return run.preview(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from codegrid.engine.errors import InputError
+from codegrid.evaluation.adm.files import AdmFile
 from codegrid.evaluation.adm.judging import make_adm_judge
 from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.adm.samples import SamplesJudge
@@ -114,7 +115,9 @@ def test_a_file_and_the_same_pixels_without_one_have_equal_scores(tmp_path: Path
     settings = choose_settings(
         samples=str(tmp_path / "fake.npz"), reference=str(tmp_path / "real.npz")
     )
-    in_file = SamplesJudge(settings, None, str(tmp_path))
+    in_file = SamplesJudge(
+        AdmFile.open("samples", str(settings.samples)), settings, None, str(tmp_path)
+    )
     in_file.load_networks()
     direct = make_adm_judge(open_reference(settings, None, str(tmp_path)), "nearest", [3, 8, 8])
     for part in as_batch(FAKE).split(settings.batch_size):
@@ -130,7 +133,9 @@ def test_statistics_beside_the_samples_replace_theirs_as_the_evaluator_has_it(
     mean = np.full(6, 3.0)
     file = save_pictures_as(tmp_path / "a.npz", FAKE, mu=mean, sigma=np.eye(6))
     settings = choose_settings(samples=file, reference=str(tmp_path / "real.npz"))
-    judge = SamplesJudge(settings, None, str(tmp_path))
+    judge = SamplesJudge(
+        AdmFile.open("samples", str(settings.samples)), settings, None, str(tmp_path)
+    )
     judge.load_networks()
     sheet = judge.measure_all()
     assert "judged_statistics" in sheet.provenance["adm_fid"]
@@ -140,7 +145,8 @@ def test_statistics_beside_the_samples_replace_theirs_as_the_evaluator_has_it(
 
 
 def evaluate_beside(data: Any, file: str, **changed: Any) -> ScoreSheet:
-    judge = SamplesJudge(choose_settings(samples=file, proxy=2, **changed), data, data.cache_dir)
+    settings = choose_settings(samples=file, proxy=2, **changed)
+    judge = SamplesJudge(AdmFile.open("samples", str(file)), settings, data, data.cache_dir)
     judge.load_networks()
     return judge.measure_all()
 
