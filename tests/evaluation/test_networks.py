@@ -14,7 +14,12 @@ from torch import Tensor
 
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.judging import make_feature_sets
-from codegrid.evaluation.networks import TimmNetwork, UnavailableNetwork, check_networks
+from codegrid.evaluation.networks import (
+    TimmNetwork,
+    UnavailableNetwork,
+    check_networks,
+    find_network_weights,
+)
 from tests.helpers.bands import Bands
 from tests.helpers.configs import list_options
 from tests.helpers.evaluation import choose_settings
@@ -152,6 +157,27 @@ def test_weights_that_the_hub_has_given_before_are_read_from_its_cache(
     file = str(kit[1] / f"{VIT}.safetensors")
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: file)
     assert TimmNetwork(VIT, 160, head=False, fetch=False).network is not None
+
+
+def test_weights_that_are_not_on_the_hub_are_named_with_their_place(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(
+        UnavailableNetwork, match=r"not on the Hugging Face Hub; put them into .* as gcvit_tiny"
+    ):
+        find_network_weights("gcvit_tiny.in1k", None, fetch=True, folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["real", "ratio", "proxy", "ratio_mine"])
+def test_a_key_that_would_give_scores_the_names_of_others_is_refused(key: str) -> None:
+    with pytest.raises(
+        InputError, match=f"networks.{key} would give its scores the names of others"
+    ):
+        check_networks({key: {"name": VIT, "size": 64, "head": False}})
+
+
+def test_a_network_that_lacks_a_setting_is_refused() -> None:
+    with pytest.raises(InputError, match="networks.mine has name, and needs name, size and head"):
+        check_networks({"mine": {"name": VIT}})
 
 
 def test_a_name_that_timm_does_not_have_is_refused_with_the_closest(kit: Kit) -> None:
