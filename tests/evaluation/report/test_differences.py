@@ -85,11 +85,11 @@ def test_pairs_are_of_one_seed_and_judged_on_the_same_images(seeds: int) -> None
 
 def test_ratios_are_paired_though_each_seed_has_real_images_of_its_own() -> None:
     def with_ratio(seed: int, K: int, ratio: float) -> ReportedRun:
-        made = run(seed, K, 20.0)
+        measured = run(seed, K, 20.0)
         real = {"judged": "originals of train", "judged_hash": f"train {seed}", "n": 32}
-        made.figures["rfid_ratio"] = ratio
-        made.provenance["rfid_ratio"] = {"n": 32, "reference_hash": f"val {seed}", "real": real}
-        return made
+        measured.figures["rfid_ratio"] = ratio
+        measured.provenance["rfid_ratio"] = {"n": 32, "reference_hash": f"val {seed}", "real": real}
+        return measured
 
     runs = [with_ratio(seed, K, seed + K / 256) for K in (64, 256) for seed in (0, 1, 2)]
     one, other = group_runs(runs)
