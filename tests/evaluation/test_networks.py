@@ -21,7 +21,7 @@ from codegrid.evaluation.networks import (
     find_network_weights,
 )
 from tests.helpers.bands import Bands
-from tests.helpers.configs import list_options
+from tests.helpers.configs import compose_config, list_options
 from tests.helpers.evaluation import choose_settings
 
 VIT, CONVNEXT = "test_vit.r160_in1k", "test_convnext.r160_in1k"  # the smallest of timm
@@ -208,6 +208,16 @@ def test_every_network_in_conf_is_one_of_timm_with_weights_on_the_hub(
     known = kit[0].get_pretrained_cfg(about.name)
     assert known.hf_hub_id.startswith("timm/")
     assert bool(known.num_classes) or not about.head
+
+
+def test_networks_are_chosen_as_a_list_and_changed_by_their_key() -> None:
+    words = ("networks=[dinov2,clip]", "networks.dinov2.size=336")
+    networks = compose_config("stage=evaluate", *words).networks
+    assert list(networks) == ["dinov2", "clip"]
+    assert (networks.dinov2.size, networks.clip.size, networks.clip.head) == (336, 224, True)
+    check_networks(networks)
+    of_pipeline = compose_config("stage=pipeline", "networks@evaluate.networks=[mae]")
+    assert list(of_pipeline.evaluate.networks) == ["mae"]
 
 
 def test_each_network_has_its_scores_or_the_reason_why_not(kit: Kit, tmp_path: Path) -> None:
