@@ -94,9 +94,14 @@ def import_timm() -> Any:
         ) from error
 
 
-def check_networks(networks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError if timm is there and has no weights of the name of one of these networks, if a size can't be, or if scores
-    would get the names of others."""
+def check_networks(networks: Any) -> None:
+    """Raise InputError if networks, {key: {name, size, head}}, are anything else; if timm is there and has no weights of one of
+    these names, if a size can't be, or if scores would get the names of others."""
+    if not isinstance(networks, Mapping):
+        raise InputError(
+            f"networks={networks} is no mapping of networks; choose files of conf/networks with networks=[dinov2], in "
+            "stage=pipeline with networks@evaluate.networks=[dinov2]"
+        )
     for key, about in networks.items():
         if clash := find_ambiguous(f"_{key}"):
             raise InputError(

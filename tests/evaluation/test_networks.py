@@ -20,6 +20,7 @@ from codegrid.evaluation.networks import (
     check_networks,
     find_network_weights,
 )
+from prior.pipeline import check_evaluation
 from tests.helpers.bands import Bands
 from tests.helpers.configs import compose_config, list_options
 from tests.helpers.evaluation import choose_settings
@@ -218,6 +219,18 @@ def test_networks_are_chosen_as_a_list_and_changed_by_their_key() -> None:
     check_networks(networks)
     of_pipeline = compose_config("stage=pipeline", "networks@evaluate.networks=[mae]")
     assert list(of_pipeline.evaluate.networks) == ["mae"]
+
+
+def test_impossible_networks_are_refused_before_a_pipeline_trains() -> None:
+    evaluate = compose_config("stage=pipeline").evaluate
+    check_evaluation(evaluate)
+    for networks, message in {
+        None: r"networks=None is no mapping .*networks@evaluate.networks=\[dinov2\]",
+        "real": "networks.real would give its scores the names of others",
+    }.items():
+        evaluate.networks = networks and {networks: {"name": VIT, "size": 64, "head": False}}
+        with pytest.raises(InputError, match=message):
+            check_evaluation(evaluate)
 
 
 def test_each_network_has_its_scores_or_the_reason_why_not(kit: Kit, tmp_path: Path) -> None:
