@@ -180,7 +180,11 @@ class FakePoint:
             "nats_per_token": self.nats,
             "bits_per_image": self.nats * self.codes / math.log(2),
         }
-        about = {"tokenizer_of": self.id, "provenance": dict.fromkeys(distances, MEASURED)}
+        of_samples = {**MEASURED, "judged": "samples", "seed": self.settings["seed"]}
+        provenance: dict[str, Any] = dict.fromkeys(distances, of_samples)
+        # Every tokenizer has codes of its own.
+        provenance["bits_per_image"] = {"n": MEASURED["n"], "exact": True, "codes": self.id}
+        about = {"tokenizer_of": self.id, "provenance": provenance}
         folder = self.at / "evaluate_prior"
         make_evaluation_folder(folder, "prior", self.prior_id, {**scores, **about}, self.random)
 

@@ -81,6 +81,18 @@ def iterate_images(images: ImageDataModule, settings: EvaluationSettings) -> Ite
             bar.update(len(batch))
 
 
+def check_numbers(x: Tensor, what: str, settings: EvaluationSettings) -> None:
+    """Raise InputError if an image that a model has made is NaN: as a pixel it would be black, which has scores like any other.
+
+    `what` names the images x (B, C, H, W) in the sentence.
+    """
+    if x.isnan().any():
+        raise InputError(
+            f"ckpt={settings.ckpt} has no numbers (NaN) in its {what} with precision={settings.precision}; evaluate another "
+            "checkpoint" + (", or use precision=32-true" if settings.precision != "32-true" else "")
+        )
+
+
 def view_images(images: ImageDataModule, split: str, indices: Tensor) -> Tensor:
     """The images of a split at these indices (n,), as a model sees them, (n, C, H, W) in [-1, 1]."""
     x: Tensor = images.preprocess(images.samples(split).__getitems__(indices.tolist())[0])

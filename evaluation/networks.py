@@ -15,7 +15,9 @@ from torch import Tensor
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError, check_int, summarize_error
 from codegrid.evaluation.features import Extractor
+from codegrid.evaluation.scores import find_ambiguous
 
+NETWORK_SETTINGS = {"name", "size", "head"}
 HUB_FILE = "model.safetensors"  # in each of timm's repositories on the Hugging Face Hub
 
 
@@ -92,9 +94,23 @@ def import_timm() -> Any:
         ) from error
 
 
-def check_networks(networks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise InputError if timm is there and has no weights of the name of one of these networks, or if a size can't be."""
+def check_networks(networks: Any) -> None:
+    """Raise InputError if networks, {key: {name, size, head}}, are anything else; if timm is there and has no weights of one of
+    these names, if a size can't be, or if scores would get the names of others."""
+    if not isinstance(networks, Mapping):
+        raise InputError(
+            f"networks={networks} is no mapping of networks; choose files of conf/networks with networks=[dinov2], in "
+            "stage=pipeline with networks@evaluate.networks=[dinov2]"
+        )
     for key, about in networks.items():
+        if clash := find_ambiguous(f"_{key}"):
+            raise InputError(
+                f"networks.{key} would give its scores the names of others, such as {clash}; give the network another key"
+            )
+        if set(about) != NETWORK_SETTINGS:
+            raise InputError(
+                f"networks.{key} has {', '.join(about) or 'nothing'}, and needs name, size and head, as conf/networks/dinov2.yaml"
+            )
         check_int(f"networks.{key}.size", about["size"], 1, "pixel")
         with suppress(UnavailableNetwork):
             check_network_name(import_timm(), about["name"])
@@ -111,11 +127,18 @@ def check_network_name(timm: Any, name: str) -> None:
     )
 
 
-def find_network_weights(name: str, repository: str, fetch: bool, folder: str | None) -> Path:
+def find_network_weights(
+    name: str, repository: str | None, fetch: bool, folder: str | None
+) -> Path:
     """The file of weights of a network of timm; UnavailableNetwork, which says where to put it, if it is nowhere."""
     hub: Any = importlib.import_module("huggingface_hub")  # timm depends on it
     if folder is not None and (own := Path(folder).expanduser() / f"{name}.safetensors").is_file():
         return own
+    place = folder or "a folder that features_dir names"
+    if not repository:
+        raise UnavailableNetwork(
+            f"the weights of {name} are not on the Hugging Face Hub; put them into {place} as {name}.safetensors"
+        )
     cached = hub.try_to_load_from_cache(repository, HUB_FILE)
     if isinstance(cached, str):
         return Path(cached)
@@ -126,7 +149,6 @@ def find_network_weights(name: str, repository: str, fetch: bool, folder: str | 
             return Path(hub.hf_hub_download(repository, HUB_FILE))
         except Exception as error:  # the library and its network layer have many kinds
             reason = f"they can't be fetched ({summarize_error(error)})"
-    place = folder or "a folder that features_dir names"
     raise UnavailableNetwork(
         f"the weights of {name} are not at hand, and {reason}; put {HUB_FILE} of {repository} on the Hugging Face Hub into {place} "
         f"as {name}.safetensors"

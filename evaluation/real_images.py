@@ -75,8 +75,9 @@ class RealImages:
     def measure(self, n: int, reference: Tensor, extract: Extract, key: Mapping[str, Any]) -> float:
         """The Fréchet distance of n of these images to the reference, whose features (m, D) `extract` computed as it does theirs.
 
-        It is computed once for each `key`, the provenance of this distance, and then read from cache_dir; each time, if the key has
-        no hash of the reference. Raises InputError if an image can't be read, or if features are no numbers.
+        It is computed once for each `key`, the provenance of this distance, and state of the files, and then read from cache_dir,
+        but each time if the key has no hash of the reference. Raises InputError if an image can't be read, or if features are no
+        numbers.
         """
 
         def compute() -> float:
@@ -88,7 +89,9 @@ class RealImages:
 
         if "reference_hash" not in key:
             return compute()
-        where = {"version": REAL_VERSION, "device": self.device.type}
+        # The hash is of the content of some images; the times of files tell whether others have changed.
+        source = self.images.source(self.split).key
+        where = {"version": REAL_VERSION, "device": self.device.type, "source": source}
         _, notes = load_or_fill(
             self.images.cache_dir,
             f"real-{self.images.title}",

@@ -390,7 +390,8 @@ def read_result(folder: str, of_stage: str) -> dict[str, Any]:
             f"compare_to={folder} has no metrics.json to read; give a run folder of stage=evaluate"
         ) from error
     if not isinstance(result, dict) or result.get("of_stage") != of_stage:
+        of = "samples in a file" if of_stage == "samples" else f"a run of stage={of_stage}"
         raise InputError(
-            f"compare_to={folder} is no evaluation of a run of stage={of_stage}, as this one is; give one that is"
+            f"compare_to={folder} is no evaluation of {of}, as this one is; give one that is"
         )
     return result

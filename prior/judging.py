@@ -26,6 +26,7 @@ from codegrid.evaluation.feature_set import AbsentFeatureSet, FeatureSet, add_me
 from codegrid.evaluation.histograms import histogram_distance, mixed_distance, tally_codes
 from codegrid.evaluation.judging import (
     ReferenceHash,
+    check_numbers,
     iterate_images,
     load_own_features,
     make_feature_sets,
@@ -138,7 +139,10 @@ def iterate_samples(
     labels: Tensor | None,
     settings: EvaluationSettings,
 ) -> Iterator[Tensor]:
-    """m samples, batches (b, C, H, W) of pixels as a file would hold them; a conditional prior draws those of `labels` (m, ...)."""
+    """m samples, batches (b, C, H, W) of pixels as a file would hold them; a conditional prior draws those of `labels` (m, ...).
+
+    Raises InputError for a sample that is NaN.
+    """
     tokenizer = trained.tokenizer
     batches = generate(trained.model, sampler, m, settings.seed, settings.batch_size, labels)
     with progress_bar(m, "samples") as bar:
@@ -147,8 +151,9 @@ def iterate_samples(
                 codes = next(batches, None)
                 if codes is None:
                     return
-                images = tokenizer.rules.to_pixels(tokenizer.decode_indices(codes))
-            yield images
+                images = tokenizer.decode_indices(codes)
+            check_numbers(images, "samples", settings)
+            yield tokenizer.rules.to_pixels(images)
             bar.update(len(images))
 
 

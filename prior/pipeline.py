@@ -12,6 +12,7 @@ from codegrid.engine.errors import InputError
 from codegrid.engine.places import places_of
 from codegrid.engine.sweep import read_metrics, run_once
 from codegrid.evaluation.adm.files import AdmFile
+from codegrid.evaluation.networks import check_networks
 from codegrid.evaluation.scores import pipeline_names
 from codegrid.evaluation.settings import EVALUATION_SPLITS
 
@@ -79,6 +80,7 @@ def check_evaluation(evaluate: Any) -> None:
             f"evaluate.samples={evaluate.samples} is a file, and stage=pipeline draws samples; give a number, and score the file "
             "by itself with stage=evaluate"
         )
+    check_networks(evaluate.networks)
     if evaluate.reference not in (None, *EVALUATION_SPLITS):
         AdmFile.open("evaluate.reference", evaluate.reference)
 

@@ -23,6 +23,7 @@ from codegrid.evaluation.feature_set import add_mean_ratio
 from codegrid.evaluation.features import TorchScriptNetwork, fetch_weights
 from codegrid.evaluation.judging import (
     ReferenceHash,
+    check_numbers,
     iterate_images,
     make_feature_sets,
     view_images,
@@ -54,19 +55,14 @@ def iterate_reconstructions(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Images and reconstructions, both pixels (B, C, H, W) as a file would hold them, and indices.
 
-    Raises InputError for a reconstruction that is NaN: as a pixel it would be black, which has scores like any other.
+    Raises InputError for a reconstruction that is NaN.
     """
     rules = images.rules
     for x in iterate_images(images, settings):
         with torch.no_grad(), settings.autocast():
             q = tokenizer.encode(x)
             x_hat = tokenizer.decode(q.z_q)
-        if x_hat.isnan().any():
-            raise InputError(
-                f"ckpt={settings.ckpt} has no numbers (NaN) in its reconstructions with "
-                f"precision={settings.precision}; evaluate another checkpoint"
-                + (", or use precision=32-true" if settings.precision != "32-true" else "")
-            )
+        check_numbers(x_hat, "reconstructions", settings)
         yield rules.to_pixels(x), rules.to_pixels(x_hat), q.indices
 
 

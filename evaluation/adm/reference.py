@@ -16,6 +16,7 @@ from codegrid.evaluation.adm.files import POOL_STATISTICS, SPATIAL_STATISTICS, A
 from codegrid.evaluation.adm.network import AdmNetwork
 from codegrid.evaluation.distances import Moments
 from codegrid.evaluation.judging import iterate_images
+from codegrid.evaluation.scores import library_versions
 from codegrid.evaluation.settings import EVALUATION_SPLITS, EvaluationSettings
 from codegrid.evaluation.units import ShownColours
 
@@ -177,7 +178,15 @@ class AdmReference:
             for name, value in zip(spec, values, strict=True):
                 arrays[name][:] = value.cpu().numpy()
 
-        key = {"images": identity, "network": network.hash, "version": ADM_VERSION}
+        key = {
+            "images": identity,
+            "source": self._source_key(),
+            "network": network.hash,
+            "resize": network.resize,
+            "library": library_versions(network.package, "torch"),
+            "device": self.settings.device.type,
+            "version": ADM_VERSION,
+        }
         arrays, _ = load_or_fill(self.cache_dir, "adm-reference", key, spec, fill)
         loaded = {name: torch.tensor(arrays[name]) for name in spec}
         side.pool = loaded["pool"]
@@ -203,6 +212,12 @@ class AdmReference:
         identity = {"hash": identify_pixels(self.images, self.split), **shown}
         size = [self.images.channels, *self.images.image_size]
         return identity, self.images.size(self.split), size
+
+    def _source_key(self) -> Any:
+        """Which files its images are read from, and their times: the hash of a split is of the content of some images."""
+        if self.images is None or self.split is None:
+            return None
+        return self.images.source(self.split).key
 
     def _iterate(self) -> Iterator[Tensor]:
         """Its images (b, 3 or 1, H, W) uint8."""

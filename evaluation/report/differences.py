@@ -1,7 +1,7 @@
 """Differences between configurations, paired by seed, and runs whose seed chose their validation images too."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from scipy.special import stdtrit
 from codegrid.evaluation.report.groups import (
     Group,
     Mean,
+    leave_out,
     mean_over_seeds,
     provenance_key,
     read_score,
@@ -68,8 +69,11 @@ def scores_by_seed(group: Group, name: str, provenance: Provenance) -> dict[tupl
 
 
 def without_reference(provenance: Provenance) -> Provenance:
-    """A provenance without the hash of the images that a score was measured on."""
-    return {key: value for key, value in provenance.items() if key != "reference_hash"}
+    """A provenance without the hashes of the images that a score was measured on, of a ratio also those that it is relative to."""
+    about = leave_out(provenance, "reference_hash", "judged_hash")
+    if isinstance(real := about.get("real"), Mapping):
+        about["real"] = leave_out(real, "judged_hash")
+    return about
 
 
 def welch_interval(one: Sequence[float], other: Sequence[float]) -> Mean:

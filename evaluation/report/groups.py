@@ -246,9 +246,18 @@ def read_score(run: ReportedRun, name: str) -> tuple[float, dict[str, Any]] | No
         return float(run.metrics["K"]), {}
     if source is None or own_name not in source.figures:
         return None
-    # The rate of a tokenizer follows from its settings, however the other scores were measured.
-    is_rate = own_name == "bits_per_image" and source.stage == "vqgan"
-    return source.figures[own_name], {} if is_rate else source.provenance.get(own_name, {})
+    about = source.provenance.get(own_name, {})
+    if own_name == "bits_per_image":
+        # The rate of a tokenizer follows from its settings, however the other scores were measured; that of a prior is what its
+        # images take, and ranks nothing, so it is one axis for priors on different codes.
+        about = {} if source.stage == "vqgan" else leave_out(about, "codes")
+    # Runs of several seeds draw their samples by as many: what differs by seed is the error of their mean.
+    return source.figures[own_name], leave_out(about, "seed")
+
+
+def leave_out(about: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """A provenance without what doesn't tell scores apart."""
+    return {key: value for key, value in about.items() if key not in names}
 
 
 def comparable_parts(grouped: Iterable[Group], *names: str) -> list[ComparablePart]:

@@ -14,9 +14,15 @@ from torch import Tensor
 
 from codegrid.engine.errors import InputError
 from codegrid.evaluation.judging import make_feature_sets
-from codegrid.evaluation.networks import TimmNetwork, UnavailableNetwork, check_networks
+from codegrid.evaluation.networks import (
+    TimmNetwork,
+    UnavailableNetwork,
+    check_networks,
+    find_network_weights,
+)
+from prior.pipeline import check_evaluation
 from tests.helpers.bands import Bands
-from tests.helpers.configs import list_options
+from tests.helpers.configs import compose_config, list_options
 from tests.helpers.evaluation import choose_settings
 
 VIT, CONVNEXT = "test_vit.r160_in1k", "test_convnext.r160_in1k"  # the smallest of timm
@@ -154,6 +160,27 @@ def test_weights_that_the_hub_has_given_before_are_read_from_its_cache(
     assert TimmNetwork(VIT, 160, head=False, fetch=False).network is not None
 
 
+def test_weights_that_are_not_on_the_hub_are_named_with_their_place(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(
+        UnavailableNetwork, match=r"not on the Hugging Face Hub; put them into .* as gcvit_tiny"
+    ):
+        find_network_weights("gcvit_tiny.in1k", None, fetch=True, folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["real", "ratio", "proxy", "ratio_mine"])
+def test_a_key_that_would_give_scores_the_names_of_others_is_refused(key: str) -> None:
+    with pytest.raises(
+        InputError, match=f"networks.{key} would give its scores the names of others"
+    ):
+        check_networks({key: {"name": VIT, "size": 64, "head": False}})
+
+
+def test_a_network_that_lacks_a_setting_is_refused() -> None:
+    with pytest.raises(InputError, match="networks.mine has name, and needs name, size and head"):
+        check_networks({"mine": {"name": VIT}})
+
+
 def test_a_name_that_timm_does_not_have_is_refused_with_the_closest(kit: Kit) -> None:
     with pytest.raises(InputError, match=r"no weights of the name test_vit.r160; .* test_vit.r160"):
         TimmNetwork("test_vit.r160", 160, head=False, fetch=False)
@@ -182,6 +209,28 @@ def test_every_network_in_conf_is_one_of_timm_with_weights_on_the_hub(
     known = kit[0].get_pretrained_cfg(about.name)
     assert known.hf_hub_id.startswith("timm/")
     assert bool(known.num_classes) or not about.head
+
+
+def test_networks_are_chosen_as_a_list_and_changed_by_their_key() -> None:
+    words = ("networks=[dinov2,clip]", "networks.dinov2.size=336")
+    networks = compose_config("stage=evaluate", *words).networks
+    assert list(networks) == ["dinov2", "clip"]
+    assert (networks.dinov2.size, networks.clip.size, networks.clip.head) == (336, 224, True)
+    check_networks(networks)
+    of_pipeline = compose_config("stage=pipeline", "networks@evaluate.networks=[mae]")
+    assert list(of_pipeline.evaluate.networks) == ["mae"]
+
+
+def test_impossible_networks_are_refused_before_a_pipeline_trains() -> None:
+    evaluate = compose_config("stage=pipeline").evaluate
+    check_evaluation(evaluate)
+    for networks, message in {
+        None: r"networks=None is no mapping .*networks@evaluate.networks=\[dinov2\]",
+        "real": "networks.real would give its scores the names of others",
+    }.items():
+        evaluate.networks = networks and {networks: {"name": VIT, "size": 64, "head": False}}
+        with pytest.raises(InputError, match=message):
+            check_evaluation(evaluate)
 
 
 def test_each_network_has_its_scores_or_the_reason_why_not(kit: Kit, tmp_path: Path) -> None:

@@ -159,6 +159,17 @@ def test_whatever_the_distance_of_real_images_depends_on_makes_it_another(
     assert len(passes) == 2
 
 
+def test_images_whose_files_have_changed_are_measured_again(
+    bands: Bands, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hash of the split has the content of 32 images alone, and the sizes of the others."""
+    judge(bands)
+    source = bands.source("train")
+    monkeypatch.setattr(source, "key", ["changed", source.key])
+    judge(bands)
+    assert len(passes) == 2
+
+
 def test_sets_that_share_a_reference_share_its_distance_to_real_images(
     bands: Bands, passes: list[int]
 ) -> None:

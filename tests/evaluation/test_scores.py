@@ -116,6 +116,8 @@ def test_a_provenance_survives_its_file(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="is no evaluation of a run of stage=prior"):
         read_result(str(tmp_path), "prior")
+    with pytest.raises(InputError, match="is no evaluation of samples in a file, as this one is"):
+        read_result(str(tmp_path), "samples")
     with pytest.raises(InputError, match="has no metrics.json to read"):
         read_result(str(tmp_path / "nowhere"), "vqgan")
 

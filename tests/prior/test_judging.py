@@ -11,9 +11,10 @@ from torch import Tensor
 
 from codegrid.data.images import to_float
 from codegrid.data.labels import ClassTable
+from codegrid.engine.errors import InputError
 from codegrid.evaluation.settings import EvaluationSettings
 from prior.decoding.sampling import Sampler
-from prior.judging import PriorJudge
+from prior.judging import PriorJudge, iterate_samples
 from prior.prior import Prior
 from tests.helpers.bands import Bands
 from tests.helpers.evaluation import choose_settings
@@ -86,6 +87,20 @@ def test_samples_that_are_the_images_have_the_codes_of_the_images(
     assert sheet.values["chd"] == pytest.approx(0, abs=0.01)
     assert sheet.values["mind_proxy"] == pytest.approx(0, abs=1e-6)
     assert sheet.values["chd_mixed"] > 0.02  # type: ignore[operator]
+
+
+def test_samples_that_are_no_numbers_are_refused_in_a_sentence(
+    judge: PriorJudge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pixels they would be black, and have scores like any other."""
+    monkeypatch.setattr(
+        judge.trained.tokenizer,
+        "decode_indices",
+        lambda codes: torch.full((len(codes), 5, *SIZE), torch.nan),
+    )
+    batches = iterate_samples(judge.trained, judge.sampler, 3, None, judge.settings)
+    with pytest.raises(InputError, match=r"ckpt=runs/x has no numbers \(NaN\) in its samples with"):
+        next(batches)
 
 
 def test_without_samples_there_is_no_histogram_of_them(judge: PriorJudge) -> None:

@@ -274,6 +274,12 @@ def test_a_reference_goes_through_the_network_once(
     other.hash = "0ther"
     judge(reference, FAKE, network=other)
     assert sum(seen_sizes) == 2 * len(FAKE) + len(REAL) - 1 + len(REAL)
+    for name, value in (("package", "numpy"), ("resize", "bicubic to 299")):  # of another version
+        changed = SmallNetwork()
+        setattr(changed, name, value)
+        seen_sizes.clear()
+        judge(reference, FAKE, network=changed)
+        assert sum(seen_sizes) == len(FAKE) + len(REAL)
 
 
 def test_too_few_images_make_scores_absent_with_a_reason(tmp_path: Path, reference: str) -> None:

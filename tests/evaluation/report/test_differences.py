@@ -83,6 +83,24 @@ def test_pairs_are_of_one_seed_and_judged_on_the_same_images(seeds: int) -> None
     assert (difference.mean.n, difference.mean.mean) == (seeds, pytest.approx(-gain.mean()))
 
 
+def test_ratios_are_paired_though_each_seed_has_real_images_of_its_own() -> None:
+    def with_ratio(seed: int, K: int, ratio: float) -> ReportedRun:
+        measured = run(seed, K, 20.0)
+        real = {"judged": "originals of train", "judged_hash": f"train {seed}", "n": 32}
+        measured.figures["rfid_ratio"] = ratio
+        measured.provenance["rfid_ratio"] = {"n": 32, "reference_hash": f"val {seed}", "real": real}
+        return measured
+
+    runs = [with_ratio(seed, K, seed + K / 256) for K in (64, 256) for seed in (0, 1, 2)]
+    one, other = group_runs(runs)
+    about = runs[0].provenance["rfid_ratio"]
+    difference = compare_groups(one, other, "rfid_ratio", about)
+    assert difference is not None
+    assert (difference.mean.n, difference.mean.mean) == (3, -0.75)
+    fewer = {**about, "real": {**about["real"], "n": 31}}
+    assert compare_groups(one, other, "rfid_ratio", fewer) is None
+
+
 def test_scores_that_were_measured_otherwise_make_no_pair() -> None:
     other_images = compare(run(0, 64, 20.0, hash="a"), run(0, 256, 21.0, hash="b"))
     assert other_images is None

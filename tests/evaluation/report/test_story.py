@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks.report import make_sweep
 from codegrid.evaluation.report.figure import report_style
+from codegrid.evaluation.report.groups import comparable_parts
 from codegrid.evaluation.report.page import inline_image, render_page
 from codegrid.evaluation.report.read import find_runs
 from codegrid.evaluation.report.story import DAGGER, Story, suggest_grids
@@ -81,6 +82,18 @@ def test_the_first_charts_are_bits_against_distances_relative_to_real_images(who
     )
     for chart in first:
         assert "1 is as far from the images as other real images are" in chart.caption
+
+
+def test_priors_on_different_codes_share_the_axis_of_bits_and_seeds_of_samples_a_mean(
+    whole: Story,
+) -> None:
+    """Each run of a sweep has a tokenizer of its own, and draws its samples by its own seed."""
+    abouts = [run.provenance for run in whole.priors]
+    assert len({about["bits_per_image"]["codes"] for about in abouts}) == len(whole.priors) == 16
+    assert {about["gfid_ratio_proxy"]["seed"] for about in abouts} == {0, 1}
+    [part] = comparable_parts(whole.of_priors, "bits_per_image", "gfid_ratio_proxy")
+    assert [point.means["gfid_ratio_proxy"].n for point in part.points] == [2] * 8
+    assert part.provenance["bits_per_image"] == {"n": 1000, "exact": True}
 
 
 def evaluations(folder: Path) -> list[Path]:
