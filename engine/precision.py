@@ -51,11 +51,11 @@ def default_float64() -> Iterator[None]:
 
 
 class RoundingWatch(TorchDispatchMode):
-    """Inside, `found` becomes a type of fewer bits that an operation rounds numbers of float64 to; None if none does."""
+    """Inside, `rounded_to` becomes a type of fewer bits that an operation rounds numbers of float64 to; None if none does."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: torch.dtype | None = None
+        self.rounded_to: torch.dtype | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -63,7 +63,7 @@ class RoundingWatch(TorchDispatchMode):
         if not is_new and any(is_float64(each) for each in tree_leaves((args, kwargs))):
             for each in tree_leaves(result):
                 if isinstance(each, Tensor) and each.is_floating_point() and not is_float64(each):
-                    self.found = each.dtype
+                    self.rounded_to = each.dtype
         return result
 
 

@@ -109,9 +109,9 @@ class Codec:
             for i, row in enumerate(codes):
                 with watch:
                     logits = prediction.head.logits(prediction.features[i : i + 1])[0].cpu()
-                if watch.found or logits.dtype != torch.float64:
+                if watch.rounded_to or logits.dtype != torch.float64:
                     raise InputError(
-                        f"{type(self.model).__name__} rounds to {watch.found or logits.dtype} where it should compute in "
+                        f"{type(self.model).__name__} rounds to {watch.rounded_to or logits.dtype} where it should compute in "
                         "the type of its weights, so its files could not be read on other machines; use at_least_float32 in "
                         "place of .float()"
                     )
