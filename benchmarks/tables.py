@@ -122,7 +122,7 @@ def choose_data(data: str) -> list[str]:
 
 def name_images(ckpt: Path) -> str:
     """What images a tokenizer's run learned: its folder of images, or the name of its data, as shapes."""
-    data = OmegaConf.load(ckpt / CONFIG)["data"]
+    data = OmegaConf.load(ckpt / CONFIG).data
     return str(data.get("root") or data["_target_"].rpartition(".")[2].lower())
 
 
