@@ -5,10 +5,11 @@ python -m benchmarks.tables bottlenecks --images 32000 --data tiny-imagenet-24 -
 python -m benchmarks.tables priors --ckpt runs/vqgan/shapes --images 64000 --rows tables.jsonl --write docs/tables.md
 
 Trains each with `python train.py`, one after the other, on as many images whatever the minutes, and judges it with
-`stage=evaluate`; the machine should be idle otherwise, for the sake of ms a step and samples a second. `--data` is shapes or a
-folder of images. The bottlenecks have 576 bits an image, 64 places of 9 bits, at 64 pixels and with loss=vqvae, as in
-benchmarks/bottlenecks.py. A seed sets weights, batches and augmentation; the images are the same. rFID and gFID are those in the
-features of the proxy, a classifier of the same images, so they can be compared within one table only.
+`stage=evaluate`; the machine should be idle otherwise, for the sake of ms a step and samples a second. `--data`, of bottlenecks, is
+shapes or a folder of images; priors have the images of their tokenizer. The bottlenecks have 576 bits an image, 64 places of 9
+bits, at 64 pixels and with loss=vqvae, as in benchmarks/bottlenecks.py. A seed sets weights, batches and augmentation; the images
+are the same. rFID and gFID are those in the features of the proxy, a classifier of the same images, so they can be compared within
+one table only.
 
 A row is appended to `--rows` as soon as it is measured, and a row that is there is not run again: the same command continues after
 an interruption. `--write` puts the table into a Markdown file, between `<!-- table: ... -->` and `<!-- end -->`. `--evaluate` has
@@ -26,12 +27,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from scipy.stats import t as student_t
 
 from benchmarks.adversarial import train_run
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
 from benchmarks.priors import PRIORS, draw_images
-from codegrid.engine.environment import processor_name
+from codegrid.engine.environment import find_device, processor_name
+from codegrid.engine.folder import CONFIG
 from codegrid.engine.packages import package_version
 from prior.decoding.sampling import Sampler
 from prior.load import load_prior
@@ -64,7 +67,16 @@ COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
         "seconds": ("seconds", 0),
     },
 }
-OWN_KEY = ("table", "arm", "seed", "images", "data", "tokenizer", "words")  # what a row is a row of
+OWN_KEY = (
+    "table",
+    "arm",
+    "seed",
+    "images",
+    "data",
+    "tokenizer",
+    "words",
+    "evaluate",
+)  # what a row is a row of
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -78,6 +90,11 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete.splitlines()]
 
 
+def identify_row(row: Mapping[str, Any]) -> list[Any]:
+    """What a row or a key is of; rows of before `evaluate` had no words of it."""
+    return [row.get(name, []) if name == "evaluate" else row[name] for name in OWN_KEY]
+
+
 def add_missing(
     file: Path,
     keys: Iterable[Mapping[str, Any]],
@@ -87,7 +104,7 @@ def add_missing(
     rows = read_rows(file)
     wanted = []
     for key in keys:
-        row = next((row for row in rows if all(row[name] == key[name] for name in OWN_KEY)), None)
+        row = next((row for row in rows if identify_row(row) == identify_row(key)), None)
         if row is None:
             row = {**key, **measure(key)}
             with file.open("a") as lines:
@@ -103,17 +120,25 @@ def choose_data(data: str) -> list[str]:
     return ["data=shapes"] if data == "shapes" else ["data=folder", f"data.root={data}"]
 
 
+def name_images(ckpt: Path) -> str:
+    """What images a tokenizer's run learned: its folder of images, or the name of its data, as shapes."""
+    data = OmegaConf.load(ckpt / CONFIG).data
+    return str(data.get("root") or data["_target_"].rpartition(".")[2].lower())
+
+
 def list_keys(options: argparse.Namespace, words: Sequence[str]) -> list[dict[str, Any]]:
     """What the rows of a table are of, all arms of a seed before the next seed."""
-    tokenizer = None
+    tokenizer, data = None, options.data
     if options.table == "priors":
         tokenizer = json.loads((options.ckpt / "metrics.json").read_text())["id"]
+        data = name_images(options.ckpt)
     common = {
         "table": options.table,
         "images": options.images,
-        "data": options.data if options.data == "shapes" else Path(options.data).name,
+        "data": Path(data).name,
         "tokenizer": tokenizer,
         "words": list(words),
+        "evaluate": list(options.evaluate),
     }
     return [{**common, "arm": arm, "seed": seed} for seed in options.seeds for arm in options.only]
 
@@ -175,13 +200,13 @@ def measure_row(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str
 
 
 def round_figure(value: float | None) -> float | None:
-    """Five significant digits."""
-    return None if value is None else float(f"{value:.5g}")
+    """Five significant digits; None for what is no number."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
 
 
 def measure_speed(run: Path) -> float:
     """How many grids of codes a prior draws in a second."""
-    trained = load_prior(run)
+    trained = load_prior(run).to(find_device("auto"))
     sampler = Sampler.unmodified()
     draw_images(trained, sampler, 2, 2, seed=1)  # leaves the cost of the first call out
     return draw_images(trained, sampler, SPEED_SAMPLES, SPEED_SAMPLES // 2)[1]

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 HAS_AVX2_ALONE = torch.backends.cpu.get_cpu_capability() == "AVX2"
 
@@ -45,6 +48,28 @@ def default_float64() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+class RoundingWatch(TorchDispatchMode):
+    """Inside, `rounded_to` becomes a type of fewer bits that an operation rounds numbers of float64 to; None if none does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounded_to: torch.dtype | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_new = func.name().startswith(("aten::new_", "aten::empty_like", "aten::full_like"))
+        if not is_new and any(is_float64(each) for each in tree_leaves((args, kwargs))):
+            for each in tree_leaves(result):
+                if isinstance(each, Tensor) and each.is_floating_point() and not is_float64(each):
+                    self.rounded_to = each.dtype
+        return result
+
+
+def is_float64(value: object) -> bool:
+    """Whether it is a tensor of float64."""
+    return isinstance(value, Tensor) and value.dtype == torch.float64
 
 
 def choose_memory_format(device: torch.device) -> torch.memory_format:

@@ -419,7 +419,12 @@ class Prior:
             raise InputError(f"output={output} must be one of {', '.join(SAMPLE_OUTPUTS)}")
         batch = read_batch_size(batch_size)
         codec = Codec(self.model, self.tokenizer, self.device)
-        contents = [files] if isinstance(files, bytes) else list(files)
+        contents = [files] if isinstance(files, bytes | str | Path) else list(files)
+        for i, content in enumerate(contents):
+            if not isinstance(content, bytes):
+                raise InputError(
+                    f"file {i} is of type {type(content).__name__}; give the bytes of a file, as Path(name).read_bytes()"
+                )
         parsed = [CodedFile.read(content, f"file {i}") for i, content in enumerate(contents)]
         for i, file in enumerate(parsed):
             codec.check(file, f"file {i}")

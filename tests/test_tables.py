@@ -43,6 +43,13 @@ def make_row(key: Mapping[str, Any], **figures: float | None) -> dict[str, Any]:
     return {**about, "figures": {**columns, **figures}}
 
 
+def write_tokenizer(folder: Path, *more: str) -> None:
+    """What a table of priors reads of a tokenizer's run."""
+    (folder / "metrics.json").write_text('{"id": "abc"}')
+    lines = ["data:", "  _target_: codegrid.data.shapes.Shapes", *(f"  {line}" for line in more)]
+    (folder / "config.yaml").write_text("\n".join(lines))
+
+
 def test_all_bottlenecks_see_as_many_images_of_the_same_data(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -62,12 +69,12 @@ def test_all_bottlenecks_see_as_many_images_of_the_same_data(
 def test_all_priors_see_as_many_images_of_one_tokenizer(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "metrics.json").write_text('{"id": "abc"}')
+    write_tokenizer(tmp_path, "root: pictures/photos")
     options, keys = choose(
         monkeypatch, "priors", "--ckpt", str(tmp_path), "--images", "640", "--seeds", "5"
     )
     assert [key["arm"] for key in keys] == list(PRIORS)
-    assert {(key["tokenizer"], key["seed"]) for key in keys} == {("abc", 5)}
+    assert {(key["tokenizer"], key["seed"], key["data"]) for key in keys} == {("abc", 5, "photos")}
     for key in keys:
         config = compose_config(*train_words(key, options)[1:])
         assert (config.trainer.max_steps, config.batch_size, config.seed) == (10, 64, 5)
@@ -112,6 +119,16 @@ def test_a_row_that_is_in_the_file_is_not_measured_again(
     add_missing(file, others, measure)
     assert measured == [("ema", 0)], "rows of other images are others"
 
+    line = ["bottlenecks", "--only", "ema", "--seeds", "0", "--evaluate", "samples=10"]
+    _, judged = choose(monkeypatch, *line)
+    add_missing(file, judged, measure)
+    assert len(measured) == 2, "rows that were judged otherwise are others"
+
+
+def test_a_figure_that_is_no_number_is_none() -> None:
+    assert tables.round_figure(math.nan) is None
+    assert tables.round_figure(12.345678) == 12.346
+
 
 def test_a_table_has_means_over_seeds_with_their_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     _, keys = choose(monkeypatch, "bottlenecks", "--only", "ema", "kl", "--images", "128")
@@ -146,7 +163,7 @@ def test_an_interval_is_students() -> None:
 
 
 def test_a_bound_is_marked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "metrics.json").write_text('{"id": "abc"}')
+    write_tokenizer(tmp_path)
     _, keys = choose(
         monkeypatch, "priors", "--ckpt", str(tmp_path), "--only", "gpt", "maskgit", "--seeds", "0"
     )

@@ -145,7 +145,9 @@ def find_runs(roots: Sequence[str]) -> ReportedRuns:
             )
     for compression in sorted(compressions, key=lambda run: run.time):
         of = compression.metrics.get("of")
-        if of in runs:
+        if not compression.metrics.get("n"):
+            problems[compression.folder] = "has no files, since no image could be read"
+        elif of in runs:
             runs[of].files = compression.metrics
         else:
             problems[compression.folder] = (

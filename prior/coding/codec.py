@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codegrid.engine.errors import InputError
-from codegrid.engine.precision import without_autocast
+from codegrid.engine.precision import RoundingWatch, without_autocast
 from prior.coding.coder import CodeReader, CodeWriter, import_constriction, read_codes
 from prior.coding.file import CodedFile
 from prior.coding.frequencies import IntArray, choose_phase, scale_logits, weigh
@@ -104,9 +104,17 @@ class Codec:
         own_logits: list[Tensor] = []
         with without_autocast(self.device):
             on_device = None if labels is None else labels.to(self.device)
-            prediction = self.model.judge(codes.to(self.device), on_device)
+            with RoundingWatch() as watch:
+                prediction = self.model.judge(codes.to(self.device), on_device)
             for i, row in enumerate(codes):
-                logits = prediction.head.logits(prediction.features[i : i + 1])[0].cpu()
+                with watch:
+                    logits = prediction.head.logits(prediction.features[i : i + 1])[0].cpu()
+                if watch.rounded_to or logits.dtype != torch.float64:
+                    raise InputError(
+                        f"{type(self.model).__name__} rounds to {watch.rounded_to or logits.dtype} where it should compute in "
+                        "the type of its weights, so its files could not be read on other machines; use at_least_float32 in "
+                        "place of .float()"
+                    )
                 own = logits.gather(1, row[:, None])[:, 0]
                 nats = float((logits.logsumexp(1) - own).sum())
                 scaled = scale_logits(logits.numpy())

@@ -198,6 +198,8 @@ def test_python_refuses_what_it_cannot_read(plain: Prior, pictures: Any) -> None
         plain.decompress([content, b"GIF89a"])
     with pytest.raises(InputError, match="file 0: its codes don't have the checksum"):
         plain.decompress(content[:-2])
+    with pytest.raises(InputError, match=r"file 0 is of type str; give the bytes .*read_bytes"):
+        plain.decompress("a.cgz")  # type: ignore[call-overload]
     with pytest.raises(InputError, match="output=png must be one of"):
         plain.decompress(content, output="png")  # type: ignore[call-overload]
 

@@ -192,22 +192,24 @@ def test_files_belong_to_the_prior_under_which_they_were_written(tmp_path: Path)
     make_sweep(tmp_path / "sweep", grids=[8], Ks=[64], seeds=1)
     [prior] = [run for run in find_runs([str(tmp_path)]).runs if run.stage == "prior"]
     write_compression(tmp_path / "a", prior.id, bytes_per_image=90.5, n=3)
-    elsewhere = write_compression(tmp_path / "b", "elsewhere")
+    elsewhere = write_compression(tmp_path / "b", "elsewhere", n=1)
+    nothing = write_compression(tmp_path / "c", prior.id, n=0)
     reported = find_runs([str(tmp_path)])
     assert [run.files.get("bytes_per_image") for run in reported.runs if run.stage == "prior"] == [
         90.5
     ]
     assert "has files of a prior (id elsewhere)" in reported.problems[elsewhere]
+    assert "has no files" in reported.problems[nothing]
 
 
 def test_files_have_a_table_beside_other_formats(tmp_path: Path) -> None:
     make_sweep(tmp_path / "sweep", grids=[8], Ks=[64], seeds=1)
     [prior] = [run for run in find_runs([str(tmp_path)]).runs if run.stage == "prior"]
     jpeg = {"format": "jpeg", "psnr": 21.5, "bytes": 640.25, "payload_bytes": 96, "n": 3}
-    write_compression(tmp_path / "a", prior.id, bytes_per_image=90.5, psnr=21, formats=[jpeg])
+    write_compression(tmp_path / "a", prior.id, n=3, bytes_per_image=90.5, psnr=21, formats=[jpeg])
     [table] = [table for table in Story(find_runs([str(tmp_path)])).tables if table.name == "files"]
     rows = [[cell.text for cell in cells[1:]] for cells, _ in table.rows]
-    assert rows == [["cgz", "", "21", "90.5", "", ""], ["jpeg", "3", "21.5", "640.25", "96", ""]]
+    assert rows == [["cgz", "3", "21", "90.5", "", ""], ["jpeg", "3", "21.5", "640.25", "96", ""]]
 
 
 def test_a_run_without_an_id_is_identified_by_its_folder(tmp_path: Path) -> None:

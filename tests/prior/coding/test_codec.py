@@ -15,12 +15,16 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.models.base import PriorModel
 from prior.models.gpt import GPT
+from prior.models.unigram import Unigram
 from tests.helpers.priors import (
     CONDITIONS,
     PRIORS,
+    build_prior,
+    documented_prior,
     make_conditioned,
     make_conditions,
     make_prior,
+    randomised,
 )
 from vqgan.tokenizer import Tokenizer
 
@@ -171,6 +175,27 @@ def test_a_prior_that_rounds_to_float32_is_refused_when_it_writes(
     disturb(codec, 1e-6, monkeypatch)
     with pytest.raises(InputError, match=r"GPT computes other logits code by code .* in the type"):
         codec.compress(draw_codes(codec, 4))
+
+
+def test_the_documented_prior_writes_files() -> None:
+    codec = make_codec(randomised(build_prior(documented_prior(), K=K)).eval())
+    codes = draw_codes(codec, 2)
+    assert torch.equal(decompress(codec, compress(codec, codes)), codes)
+
+
+class Rounding(Unigram):
+    """Rounds to float32 on the way to its logits, in all passes alike."""
+
+    def rows(self, context: torch.Tensor) -> torch.Tensor:
+        return super().rows(context).float().to(self.unigram.dtype)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_prior_whose_passes_all_round_to_float32_is_refused_too(verify: bool) -> None:
+    """On this machine they agree to the bit; on another one they would not."""
+    codec = make_codec(Rounding(torch.randn(1, K, 4), (2, 3)))
+    with pytest.raises(InputError, match=r"Rounding rounds to torch.float32 .* at_least_float32"):
+        codec.compress(draw_codes(codec, 1), verify=verify)
 
 
 def refuse_to_compile(*_: Any) -> Any:
