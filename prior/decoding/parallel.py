@@ -88,7 +88,7 @@ def count_free_rows(device: torch.device, dtype: torch.dtype) -> int:
     """How many rows a pass may have that take as long as one row, about: it has to read all weights in any case."""
     if device.type != "cpu":
         return 512
-    return 64 if dtype == torch.bfloat16 else 32
+    return 48 if dtype == torch.bfloat16 else 32
 
 
 class Windows:
