@@ -48,10 +48,10 @@ def pictures() -> list[np.ndarray[Any, Any]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, pictures: list[np.ndarray[Any, Any]]) -> Path:
-    """Four pictures and one that is none, one of them in a subfolder."""
+    """The first four pictures, one of them in a subfolder."""
     place = tmp_path / "pictures"
     (place / "b").mkdir(parents=True)
-    for name, picture in zip(["0.png", "1.png", "2.png", "b/3.png"], pictures, strict=False):
+    for name, picture in zip(["0.png", "1.png", "2.png", "b/3.png"], pictures[:4], strict=True):
         Image.fromarray(picture).save(place / name)
     return place
 

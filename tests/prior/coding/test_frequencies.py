@@ -1,6 +1,7 @@
 """From logits to frequencies: whole numbers that small differences of the logits don't change."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_frequencies_are_those_of_exact_fractions() -> None:
     weights = np.array([[3, 5, 1, 2**27], [2**28, 2**28, 1, 7]])
     for row, shared in zip(weights.tolist(), share_out(weights).tolist(), strict=True):
         ends = [sum(row[: i + 1]) * (TOTAL_FREQUENCY - 4) // sum(row) for i in range(4)]
-        assert shared == [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        assert shared == [end - begin for begin, end in pairwise([0, *ends])]
 
 
 @pytest.mark.parametrize(("K", "spread"), [(3, 1.0), (512, 3.0), (1500, 2.0), (20_000, 1.0)])
