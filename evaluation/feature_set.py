@@ -16,7 +16,7 @@ from codegrid.evaluation.distances import (
     precision_recall,
 )
 from codegrid.evaluation.features import Extractor
-from codegrid.evaluation.real_images import RealImages
+from codegrid.evaluation.real_images import NO_REAL_IMAGES, RealImages
 from codegrid.evaluation.scores import (
     ScoreSheet,
     library_versions,
@@ -35,8 +35,6 @@ DENSITY_NEIGHBOURS = 5
 # What the provenance of the distance of real images shares with that of the judged ones.
 OF_REFERENCE = ("reference", "size", "reference_hash")
 OF_NETWORK = ("extractor", "extractor_hash", "resize", "channels", "library")
-
-NO_REAL_IMAGES = "left out with ratios=false"
 
 
 class FeatureSet:

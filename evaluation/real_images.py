@@ -24,12 +24,15 @@ REAL_VERSION = (
     1  # part of the cache's key: raise it when the choice of images or the distance changes
 )
 
+NO_REAL_IMAGES = "left out with ratios=false"
+
 Extract = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """The images of the other split than the reference: the training images where scores refer to the validation images.
+    """The images of a split, by default the other one than the reference: the training images where scores refer to the
+    validation images.
 
     As many as are judged are taken, spread evenly over the split, as a model sees them without augmentation.
     """
@@ -80,23 +83,31 @@ class RealImages:
         numbers.
         """
 
-        def compute() -> float:
+        def compute() -> dict[str, float]:
             features = torch.cat([extract(pixels)[0] for pixels in self.iterate(n)])
-            broken = int((~features.isfinite().all(1)).sum())
-            if broken:
-                raise InputError(f"the features of {broken:,} of {n:,} real images are no numbers")
-            return frechet(reference, features)
+            check_features(features)
+            return {"distance": frechet(reference, features)}
 
         if "reference_hash" not in key:
-            return compute()
+            return compute()["distance"]
+        return self.recall(key, compute)["distance"]
+
+    def recall(
+        self, key: Mapping[str, Any], compute: Callable[[], dict[str, float]]
+    ) -> dict[str, float]:
+        """What `compute` returns of these images, once for each `key` and state of the files, and then from cache_dir."""
         # The hash is of the content of some images; the times of files tell whether others have changed.
         source = self.images.source(self.split).key
         where = {"version": REAL_VERSION, "device": self.device.type, "source": source}
-        _, notes = load_or_fill(
-            self.images.cache_dir,
-            f"real-{self.images.title}",
-            {**key, **where},
-            {},
-            lambda _: {"distance": compute()},
+        name = f"real-{self.images.title}"
+        cache = self.images.cache_dir
+        _, notes = load_or_fill(cache, name, {**key, **where}, {}, lambda _: compute())
+        return {name: float(value) for name, value in notes.items()}
+
+
+def check_features(features: Tensor) -> None:
+    """Raise InputError if features (n, D) of real images are no numbers."""
+    if broken := int((~features.isfinite().all(1)).sum()):
+        raise InputError(
+            f"the features of {broken:,} of {len(features):,} real images are no numbers"
         )
-        return float(notes["distance"])

@@ -65,7 +65,8 @@ class Score:
 
 
 def _with_ratios(table: Mapping[str, Score]) -> dict[str, Score]:
-    """The table with three lines below each Fréchet distance: that of real images, their ratio, and its mean over networks."""
+    """The table with lines below each Fréchet distance: that of real images, their ratio, and, of a distance that has a proxy, its
+    mean over networks."""
     whole: dict[str, Score] = {}
     for name, score in table.items():
         whole[name] = score
@@ -86,6 +87,8 @@ def _with_ratios(table: Mapping[str, Score]) -> dict[str, Score]:
             decimals=3,
             meaning=f"{label} relative to that of as many real images; 1 is as far as those are",
         )
+        if score.proxy_decimals is None:
+            continue
         whole[mean_ratio_name(name)] = replace(
             other,
             label=label.replace("FID", "FDr"),
@@ -160,8 +163,10 @@ SCORES = _with_proxies(_with_ratios({
     "chd":               Score("CHD", "", 3, -1, "distance of code histograms of samples and images", STAGE2, "histogram"),
     "chd_mixed":         Score("CHD, mixed", "", 3, 0, "the same between halves of both sets mixed at random", STAGE2, "histogram",
                                in_tables=False, in_pipeline=False),
-    "adm_fid":           Score("ADM FID", "", 2, -1, "Fréchet distance to the reference", BOTH, "adm", in_pipeline=False),
-    "adm_sfid":          Score("ADM sFID", "", 2, -1, "the same of features that have places", BOTH, "adm", in_pipeline=False),
+    "adm_fid":           Score("ADM FID", "", 2, -1, "Fréchet distance to the reference", BOTH, "adm", in_pipeline=False,
+                               frechet=True),
+    "adm_sfid":          Score("ADM sFID", "", 2, -1, "the same of features that have places", BOTH, "adm", in_pipeline=False,
+                               frechet=True),
     "adm_inception_score": Score("ADM Inception Score", "", 2, 1, "confident and varied class predictions", BOTH, "adm",
                                  in_pipeline=False),
     "adm_precision":     Score("ADM precision", "", 3, 1, "share near an image of the reference", BOTH, "adm", in_pipeline=False),

@@ -11,9 +11,17 @@ from codegrid.engine.errors import InputError
 from codegrid.evaluation.adm.files import AdmFile
 from codegrid.evaluation.adm.manifold import MANIFOLD_BLOCK, measure_manifolds
 from codegrid.evaluation.adm.network import AdmNetwork
-from codegrid.evaluation.adm.reference import MANIFOLDS, AdmReference, AdmSide, ImageFeatures
+from codegrid.evaluation.adm.reference import (
+    ADM_VERSION,
+    MANIFOLDS,
+    AdmReference,
+    AdmSide,
+    ImageFeatures,
+)
 from codegrid.evaluation.distances import frechet_of_moments, score_part
+from codegrid.evaluation.feature_set import OF_REFERENCE, frechet_names
 from codegrid.evaluation.features import Inception
+from codegrid.evaluation.real_images import RealImages, check_features
 from codegrid.evaluation.scores import ScoreSheet, library_versions, names_in_group
 from codegrid.evaluation.units import ShownColours
 
@@ -90,7 +98,8 @@ class AdmJudge:
         }
         for name, layer in layers.items():
             if reason := self._explain_absence(name, reference, judged):
-                sheet.mark_absent(name, reason)
+                for each in frechet_names(name):
+                    sheet.mark_absent(each, reason)
                 continue
             distance = frechet_of_moments(
                 judged.moments_on(name, device), reference.moments_on(name, device)
@@ -98,7 +107,68 @@ class AdmJudge:
             how = {"features": layer, "covariance": "divided by n - 1, float64"}
             if name in judged.stored:
                 how["judged_statistics"] = "those in the file of the samples"
-            sheet.add(name, distance, **about, **how, **reference.about[name])
+            whole = {**about, **how, **reference.about[name]}
+            sheet.add(name, distance, **whole)
+            self._add_ratio(sheet, name, distance, reference, whole)
+
+    def _add_ratio(
+        self,
+        sheet: ScoreSheet,
+        name: str,
+        distance: float,
+        reference: AdmSide,
+        about: Mapping[str, Any],
+    ) -> None:
+        """Add the distance of as many real images to the reference, and how many times as far the judged images are.
+
+        `about` is the provenance of their `distance`.
+        """
+        _, of_real_name, ratio_name = frechet_names(name)
+        n = about["n"]
+        try:
+            real = self.reference.choose_real()
+            real.check(n)
+            of_real = self._measure_real(real, n, reference)[name]
+        except InputError as error:
+            for each in (of_real_name, ratio_name):
+                sheet.mark_absent(each, str(error))
+            return
+        origin = real.describe(n)
+        of_judged = ("rounding", "judged_statistics")
+        kept = {key: value for key, value in about.items() if key not in of_judged}
+        sheet.share(*OF_REFERENCE).add(of_real_name, of_real, **{**kept, **origin})
+        if of_real > 0:
+            sheet.add(ratio_name, distance / of_real, **about, real=origin)
+        else:
+            sheet.mark_absent(ratio_name, "the distance of real images is 0")
+
+    def _measure_real(self, real: RealImages, n: int, reference: AdmSide) -> dict[str, float]:
+        """Both distances of n real images to the reference, by the names of the scores; computed once, and then from cache_dir."""
+        device = self.reference.settings.device
+        colours = ShownColours.of(real.images)
+
+        def compute() -> dict[str, float]:
+            features = ImageFeatures(self.network, device)
+            for pixels in real.iterate(n):
+                features.add(colours(pixels))
+            check_features(torch.cat(features.pool))
+            return {
+                name: frechet_of_moments(
+                    features.moments[name].compute(), reference.moments_on(name, device)
+                )
+                for name in reference.moments
+            }
+
+        key = {
+            "adm": ADM_VERSION,
+            "network": self.network.hash,
+            "resize": self.network.resize,
+            "library": library_versions(self.network.package, "torch"),
+            "references": {name: reference.about[name] for name in reference.moments},
+            **colours.provenance(),
+            **real.describe(n),
+        }
+        return real.recall(key, compute)
 
     def _explain_absence(self, name: str, reference: AdmSide, judged: AdmSide) -> str:
         """Why there is no such Fréchet distance; empty if there is."""

@@ -16,6 +16,7 @@ from codegrid.evaluation.adm.files import POOL_STATISTICS, SPATIAL_STATISTICS, A
 from codegrid.evaluation.adm.network import AdmNetwork
 from codegrid.evaluation.distances import Moments
 from codegrid.evaluation.judging import iterate_images
+from codegrid.evaluation.real_images import NO_REAL_IMAGES, OTHER_SPLIT, RealImages
 from codegrid.evaluation.scores import library_versions
 from codegrid.evaluation.settings import EVALUATION_SPLITS, EvaluationSettings
 from codegrid.evaluation.units import ShownColours
@@ -147,6 +148,17 @@ class AdmReference:
     def title(self) -> str:
         """What it is, for the terminal."""
         return self.file.setting.partition("=")[2] if self.file else f"originals of {self.split}"
+
+    def choose_real(self) -> RealImages:
+        """The images of a run that judged images are as far from as real ones are: those of the split that scores refer to, or of
+        the other one than the reference where that is a split too. Raises InputError if there are none."""
+        settings = self.settings
+        if not settings.ratios:
+            raise InputError(NO_REAL_IMAGES)
+        if self.images is None:
+            raise InputError("it needs real images; add ckpt=<a run of such images>")
+        split = OTHER_SPLIT[self.split] if self.split else settings.split
+        return RealImages(self.images, split, settings.device, settings.batch_size)
 
     def load(self, network: AdmNetwork) -> AdmSide:
         """Its features, read from cache_dir if an earlier run has computed them."""

@@ -26,6 +26,7 @@ from tests.helpers.small_adm import (
 
 REAL, FAKE = draw_pictures(60, 1), draw_pictures(40, 2) // 3 * 2 + 70
 NAMES = ("adm_fid", "adm_sfid", "adm_inception_score", "adm_precision", "adm_recall")
+RATIOS = ("adm_fid_real", "adm_fid_ratio", "adm_sfid_real", "adm_sfid_ratio")
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,15 @@ def judge(
     sheet = ScoreSheet({"judged": "samples"})
     judging.add_scores(sheet)
     return sheet
+
+
+def scores(sheet: ScoreSheet) -> dict[str, Any]:
+    """Those of the evaluator itself."""
+    return {name: value for name, value in sheet.values.items() if name not in RATIOS}
+
+
+def reasons(sheet: ScoreSheet) -> dict[str, str]:
+    return {name: reason for name, reason in sheet.absent.items() if name not in RATIOS}
 
 
 def result(sheet: ScoreSheet, run: str) -> dict[str, Any]:
@@ -123,10 +133,10 @@ def test_the_frechet_distance_and_the_inception_score_of_one_part_are_torch_fide
 
 @pytest.mark.parametrize("batch_size", [1, 16, 1000])
 def test_neither_the_order_nor_the_batches_change_a_score(reference: str, batch_size: int) -> None:
-    first = judge(reference, FAKE).values
+    first = scores(judge(reference, FAKE))
     order = np.random.default_rng(0).permutation(len(FAKE))
     shuffled = save_pictures_as(Path(reference).with_name("shuffled.npz"), REAL[::-1].copy())
-    assert judge(shuffled, FAKE[order], batch_size).values == pytest.approx(first, rel=1e-4)
+    assert scores(judge(shuffled, FAKE[order], batch_size)) == pytest.approx(first, rel=1e-4)
 
 
 def test_the_parts_of_the_inception_score_are_in_the_order_of_the_images(
@@ -137,8 +147,8 @@ def test_the_parts_of_the_inception_score_are_in_the_order_of_the_images(
     logits = features_of(FAKE)["logits"]
     order = logits.argmax(1).argsort()
     sheets = [judge(reference, images) for images in (FAKE, FAKE[order])]
-    scores = [sheet.values["adm_inception_score"] for sheet in sheets]
-    assert scores[1] < scores[0] - 0.01  # type: ignore[operator]
+    in_parts = [sheet.values["adm_inception_score"] for sheet in sheets]
+    assert in_parts[1] < in_parts[0] - 0.01  # type: ignore[operator]
     about = sheets[0].provenance["adm_inception_score"]
     assert (about["split_size"], about["splits"]) == (20, 2)
 
@@ -180,7 +190,7 @@ def test_bare_statistics_give_distances_alone(tmp_path: Path, reference: str) ->
     for name in ("adm_fid", "adm_sfid", "adm_inception_score"):
         assert bare.values[name] == pytest.approx(whole.values[name], rel=1e-4)
     reason = f"{tmp_path}/bare.npz has statistics alone, and these scores compare images"
-    assert bare.absent == {"adm_precision": reason, "adm_recall": reason}
+    assert reasons(bare) == {"adm_precision": reason, "adm_recall": reason}
     two = {name: moments_of(REAL)[name] for name in ("mu", "sigma")}
     np.savez(tmp_path / "two.npz", **two)  # type: ignore[arg-type]
     sheet = judge(str(tmp_path / "two.npz"), FAKE)
@@ -236,7 +246,7 @@ def test_what_changes_a_score_changes_its_provenance_and_refuses_a_comparison(
 
 def test_every_score_says_how_it_was_measured(reference: str) -> None:
     sheet = judge(reference, FAKE)
-    assert tuple(sheet.values) == NAMES == tuple(names_in_group("adm"))
+    assert set(sheet.values) == set(names_in_group("adm")) == {*NAMES, *RATIOS}
     for name in NAMES:
         about = sheet.provenance[name]
         assert (about["protocol"], about["n"], about["size"]) == ("ADM's evaluator", 40, [3, 8, 8])
@@ -266,7 +276,7 @@ def test_a_reference_goes_through_the_network_once(
     assert sum(seen_sizes) == len(FAKE) + len(REAL)
     seen_sizes.clear()
     moved = save_pictures_as(tmp_path / "moved.npz", REAL)  # the same images in another file
-    assert judge(moved, FAKE, batch_size=11).values == pytest.approx(first.values, rel=1e-4)
+    assert scores(judge(moved, FAKE, batch_size=11)) == pytest.approx(scores(first), rel=1e-4)
     assert sum(seen_sizes) == len(FAKE)
     seen_sizes.clear()
     judge(save_pictures_as(tmp_path / "other.npz", REAL[:-1]), FAKE)
@@ -286,19 +296,21 @@ def test_too_few_images_make_scores_absent_with_a_reason(tmp_path: Path, referen
     few = "it needs at least 2 images on each side"
     more = "it needs more than 3 images on each side"
     one = judge(reference, FAKE[:1])
-    assert one.absent == {
+    assert reasons(one) == {
         "adm_fid": few, "adm_sfid": few, "adm_precision": more, "adm_recall": more
     }  # fmt: skip
     assert one.values["adm_inception_score"] == pytest.approx(1)
     three = judge(save_pictures_as(tmp_path / "three.npz", REAL[:3]), FAKE)
-    assert three.absent == {"adm_precision": more, "adm_recall": more}
+    assert reasons(three) == {"adm_precision": more, "adm_recall": more}
     assert judge(save_pictures_as(tmp_path / "one.npz", REAL[:1]), FAKE).absent["adm_fid"] == few
 
 
 def test_features_that_are_no_numbers_make_all_scores_absent(reference: str) -> None:
     judge(reference, FAKE)  # the reference's features are cached
     sheet = judge(reference, FAKE, network=SmallNetwork(scale=float("inf")))
-    assert sheet.absent == dict.fromkeys(NAMES, "small returns NaN or infinity for 40 of 40 images")
+    assert sheet.absent == dict.fromkeys(
+        (*NAMES, *RATIOS), "small returns NaN or infinity for 40 of 40 images"
+    )
 
 
 @pytest.mark.parametrize("sizes", [(40,), (1,) * 40, (1, 30, 9), (39, 1)])
@@ -332,5 +344,5 @@ def test_without_a_reference_there_are_no_scores_and_without_weights_a_sentence(
     assert isinstance(missing, AbsentAdmJudge)
     missing.add_scores(sheet)
     assert sheet.absent == dict.fromkeys(
-        NAMES, "the weights x.pth are not in y; put the file there"
+        (*NAMES, *RATIOS), "the weights x.pth are not in y; put the file there"
     )

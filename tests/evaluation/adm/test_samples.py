@@ -15,6 +15,7 @@ from codegrid.evaluation.adm.judging import make_adm_judge
 from codegrid.evaluation.adm.reference import open_reference
 from codegrid.evaluation.adm.samples import SamplesJudge
 from codegrid.evaluation.features import Inception
+from codegrid.evaluation.real_images import ORDER_SEED
 from codegrid.evaluation.scores import ScoreSheet
 from tests.helpers.bands import Bands
 from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, lightning_warnings, read_mistake
@@ -174,6 +175,55 @@ def test_with_a_run_samples_are_compared_with_its_images_in_all_features(tmp_pat
     of_file = evaluate_beside(data, file, reference=in_file)
     for name in ADM_NAMES:
         assert of_file.values[name] == pytest.approx(sheet.values[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("of", ["an npz", "val"])
+def test_real_images_have_a_ratio_of_1_and_others_that_of_two_distances(
+    tmp_path: Path, of: str
+) -> None:
+    """Beside an .npz real images are those of the split that scores refer to, and beside a split those of the other."""
+    data = Noise(8, cache="ram", cache_dir=str(tmp_path))
+    reference, split = ("val", "train") if of == "val" else (str(tmp_path / "real.npz"), "val")
+    rows = data.spread_evenly(split, 20, ORDER_SEED)
+    x = data.preprocess(data.samples(split).__getitems__(rows)[0])
+    real = data.rules.to_pixels(x).permute(0, 2, 3, 1).numpy()
+    files = {
+        "real": save_pictures_as(tmp_path / "x.npz", real),
+        "fake": save_pictures_as(tmp_path / "y.npz", FAKE[:20]),
+    }
+    for name in ("adm_fid", "adm_sfid"):
+        sheets = {
+            side: evaluate_beside(data, file, reference=reference, ratios=True)
+            for side, file in files.items()
+        }
+        distances = {side: sheet.values[name] for side, sheet in sheets.items()}
+        assert all(
+            sheet.values[f"{name}_real"] == pytest.approx(distances["real"], rel=1e-4)
+            for sheet in sheets.values()
+        )
+        assert sheets["real"].values[f"{name}_ratio"] == pytest.approx(1, rel=1e-4)
+        ratio = sheets["fake"].values[f"{name}_ratio"]
+        assert ratio == pytest.approx(distances["fake"] / distances["real"], rel=1e-4)
+        assert ratio != pytest.approx(1, rel=0.1)
+    about = sheets["fake"].provenance["adm_fid_real"]
+    assert (about["judged"], about["n"]) == (f"originals of {split}", 20)
+    assert "rounding" not in about
+    assert sheets["fake"].provenance["adm_fid_ratio"]["real"]["judged_hash"] == about["judged_hash"]
+
+
+def test_a_ratio_without_real_images_is_absent_with_its_reason(tmp_path: Path) -> None:
+    data = Noise(8, cache="ram", cache_dir=str(tmp_path))
+    many = evaluate_beside(data, str(tmp_path / "fake.npz"), reference="val", ratios=True)
+    assert "as many real images as are judged, 30 of train" in many.absent["adm_fid_ratio"]
+    settings = choose_settings(
+        samples=str(tmp_path / "fake.npz"), reference=str(tmp_path / "real.npz"), ratios=True
+    )
+    file = AdmFile.open("samples", str(settings.samples))
+    alone = SamplesJudge(file, settings, None, str(tmp_path))
+    alone.load_networks()
+    sheet = alone.measure_all()
+    assert sheet.values["adm_fid"] is not None
+    assert sheet.absent["adm_sfid_real"] == "it needs real images; add ckpt=<a run of such images>"
 
 
 def test_samples_that_can_not_stand_beside_the_images_are_refused(tmp_path: Path) -> None:
