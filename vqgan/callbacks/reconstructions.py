@@ -31,12 +31,12 @@ class Reconstructions(Callback):
             return
         x = data.preprocess(data.take_evenly("val", self.n * self.rows)[0].to(module.device))
         with torch.no_grad():
-            x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
+            versions = module.show_versions(x)
         rows = []
-        pictures = [data.rules.to_picture(images).split(self.n) for images in (x, x_hat)]
-        for originals, copies in zip(*pictures, strict=True):
-            if len(originals) == len(x[: self.n]):  # a short last row would not fit the picture
-                rows += [originals, copies]
+        pictures = [data.rules.to_picture(images).split(self.n) for images in versions]
+        for group in zip(*pictures, strict=True):
+            if len(group[0]) == len(x[: self.n]):  # a short last row would not fit the picture
+                rows += group
         folder = Path(trainer.default_root_dir) / PICTURES
         sheet, caption = tile_images(rows, scale=2), describe_shown(data.rules, data.channels)
         name, step = "reconstructions", module.step
