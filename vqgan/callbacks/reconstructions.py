@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.pictures import show_picture, tile_images
@@ -14,7 +15,8 @@ from vqgan.module import VQGAN
 
 
 class Reconstructions(Callback):
-    """After each validation: `rows` rows of `n` validation images, each row above its reconstructions.
+    """After each validation: `rows` rows of `n` validation images, each row above its reconstructions and what else the module
+    shows of them.
 
     `file` is the last picture, in the folder `pictures` of the run.
     """
@@ -32,7 +34,7 @@ class Reconstructions(Callback):
         x = data.preprocess(data.take_evenly("val", self.n * self.rows)[0].to(module.device))
         with torch.no_grad():
             versions = module.show_versions(x)
-        rows = []
+        rows: list[Tensor] = []
         pictures = [data.rules.to_picture(images).split(self.n) for images in versions]
         for group in zip(*pictures, strict=True):
             if len(group[0]) == len(x[: self.n]):  # a short last row would not fit the picture

@@ -21,7 +21,7 @@ def fit_tokenizer(
     module: VQGAN,
     data: ImageDataModule,
     start: Start,
-    progress: Mapping[str, str],
+    progress: dict[str, str],
     header: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Give a module its first weights and train it; the final figures and where everything lies, on the main rank.
