@@ -131,6 +131,7 @@ def get_class(target: str) -> type:
 
 
 STAGE = {
+    "student": "distill",
     "prior": "prior",
     "sampler": "sample",
 }  # the stage that a group belongs to; the others are of vqgan
@@ -172,6 +173,8 @@ def test_every_config_builds_its_object(option: Path, photos: Path) -> None:
     extra: dict[str, Any] = (
         {"codebook": torch.randn(1, 8, 4), "grid": (4, 4)} if group == "prior" else {}
     )
+    if group == "student":
+        extra = {"image_size": 16, "channels": 3, "grid": 4}  # the teacher's
     if f"{group}/{name}" == "prior/var":
         extra["scales"] = make_scales((4, 4))
     built = instantiate(compose_config(*overrides)[group], **extra)

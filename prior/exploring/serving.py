@@ -449,7 +449,7 @@ class PageHandler(BaseHTTPRequestHandler):
             headers = {"Content-Type": LINES, "Transfer-Encoding": "chunked"}
             self.start_answer(HTTPStatus.OK, headers)
             for line in lines:
-                self.write_chunk(json.dumps(line).encode() + b"\n")
+                self.write_chunk(json.dumps(line, allow_nan=False).encode() + b"\n")
             self.write_chunk(b"")
 
     def write_chunk(self, content: bytes) -> None:
@@ -517,7 +517,7 @@ class PageHandler(BaseHTTPRequestHandler):
         self.answer_json({"error": explain_failure(error)}, status)
 
     def answer_json(self, value: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self.answer(json.dumps(value).encode(), JSON, status)
+        self.answer(json.dumps(value, allow_nan=False).encode(), JSON, status)
 
     def answer(self, content: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
         self.start_answer(status, {"Content-Type": kind, "Content-Length": str(len(content))})

@@ -12,7 +12,7 @@ from vqgan.stages.building import build_module
 from vqgan.stages.fitting import fit_tokenizer
 
 TAUGHT_BY = "the tokenizer whose decoder teaches; add ckpt=<run folder of stage=vqgan>"
-PROGRESS = {
+TEACHING_PROGRESS = {
     "train/rec_to_teacher": "rec",
     "val/psnr_to_teacher": "PSNR to teacher",
     "val/psnr": "PSNR",
@@ -30,4 +30,4 @@ def distill_decoder(config: DictConfig) -> dict[str, Any] | None:
         module = build_module(run.config, run.training, STUDENT_LEARNS, make)
         start = TeacherStart(teacher, described.get("id"), resumes=run.resume is not None)
         header = {"teacher": tokenizer.fingerprint()}
-        return fit_tokenizer(run, module, data, start, PROGRESS, header)
+        return fit_tokenizer(run, module, data, start, TEACHING_PROGRESS, header)
