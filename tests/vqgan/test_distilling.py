@@ -299,4 +299,4 @@ def test_a_sweep_of_students_is_resumed_by_the_same_command(
     assert command(*words) == 0
     lines = capsys.readouterr().out.splitlines()
     results = [json.loads(line) for line in lines if line.startswith("{")]
-    assert [result["steps"] for result in results] == [6, 6]
+    assert [(Path(result["run"]).name, result["steps"]) for result in results] == [(folders[1], 6)]
