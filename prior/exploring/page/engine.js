@@ -54,7 +54,7 @@ class LocalEngine {
     const address = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
     const receive = (message) => this.receive(message);
     try {
-      const worker = new Worker(address, { type: "module", name: "models" });
+      const worker = new Worker(address, { name: "models" });
       worker.onmessage = (event) => receive(event.data);
       await new Promise((resolve, reject) => {
         worker.onerror = reject;
