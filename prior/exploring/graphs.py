@@ -27,7 +27,9 @@ from vqgan.tokenizer import Tokenizer
 JUDGED = 32  # grids
 MIN_WEIGHTS = 256  # smaller tensors stay as they are
 MAX_DIFFERENCE = 1 / 255  # of a pixel in [0, 1]
-MARGIN = 0.5  # of a limit, that weights in float16 may take: the browser's arithmetic takes some too
+MARGIN = (
+    0.5  # of a limit, that weights in float16 may take: the browser's arithmetic takes some too
+)
 MIN_EQUAL_CODES = 0.99
 MAX_NATS = 2e-3  # per token
 WEIGHTS = ("tokenizer.", "model.")  # names of a module's own tensors
@@ -161,9 +163,7 @@ def make_encoder(content: bytes, examples: Examples) -> tuple[Graph, float]:
     return graph, 1 - difference
 
 
-def make_prior(
-    trained: Prior, codes: Tensor, labels: Tensor | None
-) -> tuple[Graph, float, float]:
+def make_prior(trained: Prior, codes: Tensor, labels: Tensor | None) -> tuple[Graph, float, float]:
     """The prior's graph for a page, and the nats per token of codes (n, *shape) with these labels, the prior's and the graph's.
 
     Raises InputError if its likelihood is not the prior's.

@@ -3,7 +3,7 @@
 The page is one HTML file. It holds the manifest, a JSON object, and binary parts:
 
     <script type="application/json" id="manifest"> ... </script>
-    <script type="application/octet-stream" id="part-NAME"> ... </script>     base64 of a part's bytes; data-gzip: of these compressed
+    <script type="application/octet-stream" id="part-NAME"> ... </script>     base64 of a part's bytes; data-gzip: of gzip's
     <script type="text/plain" id="worker"> ... </script>                      worker.js with what it imports
     <script type="module"> ... </script>                                      main.js with what it imports
 
@@ -41,8 +41,8 @@ The manifest, where `null` stands for what this model does not have:
                     They are validation images in 8 bits; with image.accepts the encoder makes these codes of them
     validation      {sprite, codes, n, counted, total}    n images of the validation set, small: SPRITE, ARRAY (n, *shape);
                     counted: images behind `use`; total: images in the set
-    encoder         null unless image.accepts; GRAPH: "images" float32 (B, C, H, W) in [-1, 1], a pixel p of 8 bits as p / 127.5 - 1 -> "indices" int64
-                    (B, *shape)
+    encoder         null unless image.accepts; GRAPH: "images" float32 (B, C, H, W) in [-1, 1], a pixel p of 8 bits as
+                    p / 127.5 - 1 -> "indices" int64 (B, *shape)
     decoder         GRAPH: "indices" int64 (B, *shape) -> "pictures" float32 (B, C, H, W) in [-1, 1], the pixel
                     round((x + 1) * 127.5)
     prior           GRAPH with {kind, name, is_exact, T, reads_after, labels, labels_size, classes, guidance, cache, schedule,
@@ -52,13 +52,15 @@ The manifest, where `null` stands for what this model does not have:
                     "masked": codes int64 (B, h, w), masked bool (B, h, w), [labels] -> logits (B, h, w, K)
                     "grid": codes int64 (B, *shape), [labels] -> logits (B, *shape, K); those of a token depend on the tokens
                           before it (in "scales", on the scales before it) only
-                    name: gpt, maskgit ...; is_exact: whether its likelihood is exact; T: tokens; reads_after: whether codes behind a
-                    hole are read; labels: null, "classes": labels int64 (B,), -1: none; or "vectors": float32 (B, labels_size), NaN:
-                    none, which is all that the page gives, labels_size of them; classes: names in the order of their numbers;
-                    guidance: whether logits without a label were learned, logits = none + scale * (with - none); cache: the shape for B = 1, whose axis 2
-                    is B, zeros at first; of "masked": schedule: "cosine", int(cos(pi / 2 * s / S) * m) of m codes are missing after
-                    step s of S; or "even"; steps: S, by default; null: as many as codes; own_order: "confidence" (log p of each
-                    proposal + choice_temperature * (1 - s / S) * Gumbel noise, the largest are accepted) or "random"
+                    name: gpt, maskgit ...; is_exact: whether its likelihood is exact; T: tokens
+                    reads_after: whether codes behind a hole are read
+                    labels: null; "classes": labels int64 (B,), -1: none; or "vectors": float32 (B, labels_size), NaN: none, which
+                    is all that the page gives; classes: names in the order of their numbers
+                    guidance: whether logits without a label were learned: none + scale * (with - none)
+                    cache: the shape for B = 1, whose axis 2 is B; zeros at first
+                    of "masked": schedule: "cosine": int(cos(pi / 2 * s / S) * m) of m codes are missing after step s of S; or
+                    "even"; steps: S, by default; null: as many as codes; own_order: "confidence" (log p of each proposal +
+                    choice_temperature * (1 - s / S) * Gumbel noise, the largest are accepted) or "random"
                     sampler: {temperature, top_k, top_p, guidance, choice_temperature}, the defaults of conf/sampler
     checks          {pictures, largest_difference, equal_codes, nats, nats_of_graph}
                     pictures: how many were compared; largest_difference: of a pixel in [0, 1], to Tokenizer.decode_indices, on
@@ -255,9 +257,11 @@ def describe_networks(
             if graph is not None:
                 described[name] = parts.add_graph(name, graph)
     if subject.prior is not None and subject.prior_refusal is None:
-        described["prior"] = describe_prior(subject.prior)
-        if networks is not None and networks.prior is not None:
-            described["prior"] |= parts.add_graph("prior", networks.prior)
+        graph = networks.prior if networks is not None else None
+        described["prior"] = {
+            **describe_prior(subject.prior),
+            **({} if graph is None else parts.add_graph("prior", graph)),
+        }
     return described
 
 
@@ -265,7 +269,6 @@ def describe_prior(trained: Prior) -> dict[str, Any]:
     """How codes are drawn from a prior."""
     model = trained.model
     is_masked = isinstance(model, Masked)
-    is_cosine = isinstance(model, MaskGIT)
     sampler = make_sampler()
     settings = ("temperature", "top_k", "top_p", "guidance", "choice_temperature")
     kind = "classes" if model.classes else "vectors" if model.vector_size else None
@@ -280,8 +283,8 @@ def describe_prior(trained: Prior) -> dict[str, Any]:
         "classes": list(trained.classes.names) if model.classes else None,
         "guidance": kind is not None and bool(trained.config.get("label_drop")),
         "cache": list(cache_shape(model, 1)) if isinstance(model, GPT) else None,
-        "schedule": ("cosine" if is_cosine else "even") if is_masked else None,
-        "steps": model.own_steps(model.T) if is_cosine else None,
+        "schedule": ("cosine" if isinstance(model, MaskGIT) else "even") if is_masked else None,
+        "steps": model.own_steps(model.T) if isinstance(model, MaskGIT) else None,
         "own_order": model.own_order if isinstance(model, Masked) else None,
         "sampler": {name: getattr(sampler, name) for name in settings},
     }

@@ -7,16 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codegrid.engine.errors import InputError
 from codegrid.engine.templates import render_template
 from prior.exploring.scripts import join_scripts
-from prior.exploring.subject import Subject
 
 PAGE_FOLDER = Path(__file__).with_name("page")
 TEMPLATE = PAGE_FOLDER / "page.html.j2"
-HALF = 2  # bytes of a weight in float16
-BASE64 = 4 / 3
-RUNTIME_BYTES = 5e6  # of the page
 MIN_GAIN = 0.99  # parts that gzip makes no smaller than this share stay as they are: pictures
 
 
@@ -53,15 +48,3 @@ def encode_part(content: bytes) -> tuple[str, bool]:
     packed = gzip.compress(content, 9, mtime=0)
     is_packed = len(packed) < MIN_GAIN * len(content)
     return base64.b64encode(packed if is_packed else content).decode(), is_packed
-
-
-def check_size(subject: Subject, most: int) -> None:
-    """Raise InputError if the page of this model would have more than so many megabytes by its weights in float16 alone."""
-    modules = [subject.tokenizer] if subject.prior is None else [subject.tokenizer, subject.prior.model]
-    weights = sum(p.numel() for module in modules for p in module.parameters())
-    megabytes = round((weights * HALF * BASE64 + RUNTIME_BYTES) / 1e6)
-    if megabytes > most:
-        raise InputError(
-            f"the page would have about {megabytes:,} megabytes, and max_megabytes={most} are allowed; explore a smaller model, "
-            "or raise max_megabytes"
-        )

@@ -99,7 +99,9 @@ def download_runtime(target: Path) -> None:
                     with member, (folder / name).open("wb") as file:
                         shutil.copyfileobj(member, file)
         except (OSError, KeyError, tarfile.TarError, AssertionError, EOFError) as error:
-            raise InputError(f"npm gave {PACKAGE} without its files ({error}); {WAYS_OUT}") from error
+            raise InputError(
+                f"npm gave {PACKAGE} without its files ({error}); {WAYS_OUT}"
+            ) from error
         read_runtime(folder, f"npm's {PACKAGE}")
         target.mkdir(exist_ok=True)
         for name in SHA256:

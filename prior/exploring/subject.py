@@ -15,6 +15,10 @@ from prior.prior import Prior
 from vqgan.load import load_images, load_tokenizer, require_codes
 from vqgan.tokenizer import Tokenizer
 
+HALF = 2  # bytes of a weight in float16
+BASE64 = 4 / 3
+RUNTIME_BYTES = 5e6  # of a page
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -48,7 +52,9 @@ class Subject:
         if not self.tokenizer.rules.is_plain:
             return "This model reads values in units of its data, which a picture of 8 bits does not have."
         if self.shown != list(range(channels)):
-            return f"This model reads {channels} channels, of which a picture shows {len(self.shown)}."
+            return (
+                f"This model reads {channels} channels, of which a picture shows {len(self.shown)}."
+            )
         return None
 
     @property
@@ -82,3 +88,15 @@ def open_subject(config: DictConfig) -> Subject:
         tokenizer, data = trained.tokenizer, trained.data
     images = load_images(data, config.data, ckpt)
     return Subject(tokenizer, images, trained, name, header["config"].get("id"))
+
+
+def check_size(subject: Subject, most: int) -> None:
+    """Raise InputError if the page of this model would have more than so many megabytes by its weights in float16 alone."""
+    modules = [subject.tokenizer, *([] if subject.prior is None else [subject.prior.model])]
+    weights = sum(p.numel() for module in modules for p in module.parameters())
+    megabytes = round((weights * HALF * BASE64 + RUNTIME_BYTES) / 1e6)
+    if megabytes > most:
+        raise InputError(
+            f"the page would have about {megabytes:,} megabytes, and max_megabytes={most} are allowed; explore a smaller model, "
+            "or raise max_megabytes"
+        )

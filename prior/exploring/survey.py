@@ -52,8 +52,8 @@ def survey_codes(
     batch_size: int,
     device: torch.device,
 ) -> Survey:
-    """Encode `counted` validation images, or all if there are fewer, evenly from the set, `batch_size` at a time; `pictures` are kept
-    whole, and `shown` of the counted ones as thumbnails."""
+    """Encode `counted` validation images, or all if there are fewer, evenly from the set, `batch_size` at a time; `pictures` are
+    kept whole, and `shown` of the counted ones as thumbnails."""
     samples = images.samples("val")
     numbers = images.spread_evenly("val", counted, images.seed)
     chosen = torch.linspace(0, len(numbers) - 1, min(shown, len(numbers))).long()

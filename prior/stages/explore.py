@@ -10,17 +10,17 @@ from codegrid.engine.folder import write_atomically
 from codegrid.engine.run import Run
 from prior.exploring.graphs import check_libraries, make_networks
 from prior.exploring.manifest import describe_page
-from prior.exploring.page import check_size, render_page
+from prior.exploring.page import render_page
 from prior.exploring.preview import preview_page
 from prior.exploring.runtime import load_runtime
-from prior.exploring.subject import open_subject
+from prior.exploring.subject import check_size, open_subject
 from prior.exploring.survey import survey_codes
 
 EXPLORED = "the model to explore; add ckpt=<run folder of stage=vqgan, or of stage=prior>"
 PAGE = "explore.html"
 
 
-def explore_model(config: DictConfig) -> dict[str, Any]:
+def explore_model(config: DictConfig) -> dict[str, Any] | None:
     """Write a model as one HTML file that needs no other files, after its graphs have been compared with the model."""
     with Run.open(config, ckpt=EXPLORED, resumes="has nothing to resume") as run:
         config = run.config
