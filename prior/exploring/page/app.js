@@ -39,10 +39,21 @@ export class App extends EventTarget {
     return { image, base: new Grid(codes.slice()), name, index, decoded: null };
   }
 
+  /** A code to begin with that shows: frequent, and unlike what is in the first picture. */
   firstCode(table) {
     const { codes } = this.assets.pictures[0];
-    const layer = this.layers.find((each) => each.table === table) ?? this.layers[0];
-    return codes[layer.tokens()[Math.floor(layer.count / 2)]];
+    const codebook = this.assets.codebooks[table];
+    const own = codes.filter((_, t) => this.manifest.codes.table_of[t] === table);
+    if (!codebook.sprite || !codebook.use) return own[Math.floor(own.length / 2)] ?? 0;
+    const colours = codebook.meanColours();
+    const present = new Set(own);
+    const distance = (a, b) => [0, 1, 2].reduce((sum, c) => sum + (colours[3 * a + c] - colours[3 * b + c]) ** 2, 0);
+    const frequent = Array.from({ length: codebook.K }, (_, code) => code)
+      .filter((code) => codebook.use[code] && !present.has(code))
+      .sort((a, b) => codebook.use[b] - codebook.use[a])
+      .slice(0, Math.max(8, codebook.K >> 1));
+    const contrast = (code) => Math.min(...[...present].map((other) => distance(code, other)));
+    return frequent.reduce((best, code) => (contrast(code) > contrast(best) ? code : best), frequent[0] ?? own[0] ?? 0);
   }
 
   get codebook() {

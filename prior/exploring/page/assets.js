@@ -37,18 +37,35 @@ async function openSprite(sprite) {
 /** A codebook: patches, use, places and nearest codes; the parts that a large one does not have are null. */
 class Codebook {
   constructor(K) {
-    Object.assign(this, { K, sprite: null, use: null, layout: null, neighbours: null, near: 0, dead: 0, perplexity: null });
+    Object.assign(this, { K, sprite: null, use: null, layout: null, sheet: null, neighbours: null, near: 0, dead: 0, perplexity: null });
   }
 
   async load(described) {
     if (!described) return this;
-    const { use, layout, neighbours, patches, dead, perplexity } = described;
+    const { use, layout, sheet, neighbours, patches, dead, perplexity } = described;
     this.sprite = await openSprite(patches);
     [this.use, this.layout, this.neighbours] = await Promise.all([use, layout, neighbours].map((array) => array && readArray(array)));
     this.near = neighbours ? neighbours.shape[1] : 0;
-    Object.assign(this, { dead, perplexity });
-    if (this.use) this.describeUse();
+    Object.assign(this, { sheet, dead, perplexity });
+    this.describeUse();
+    this.cells = new Map(Array.from({ length: this.K }, (_, code) => [this.numberOf(this.cellOf(code)), code]));
     return this;
+  }
+
+  /** {row, column} of a code on the map. */
+  cellOf(code) {
+    const [rows, columns] = this.sheet;
+    return { row: Math.floor(this.layout[2 * code + 1] * rows), column: Math.floor(this.layout[2 * code] * columns) };
+  }
+
+  numberOf({ row, column }) {
+    return row * this.sheet[1] + column;
+  }
+
+  /** The code in a cell of the map; null if it is empty, or outside. */
+  codeIn(row, column) {
+    const inside = column >= 0 && column < this.sheet[1];
+    return inside ? (this.cells.get(this.numberOf({ row, column })) ?? null) : null;
   }
 
   describeUse() {
@@ -63,6 +80,17 @@ class Codebook {
   /** The most frequent code, which stands for erased ones. */
   get common() {
     return this.filler ?? 0;
+  }
+
+  /** The mean colour of each code's patch, (K, 3) in [0, 255]. */
+  meanColours() {
+    const { bitmap, columns, n } = this.sprite;
+    const rows = Math.ceil(n / columns);
+    const context = makeCanvas(columns, rows).getContext("2d", { willReadFrequently: true });
+    context.imageSmoothingQuality = "high";
+    context.drawImage(bitmap, 0, 0, columns, rows);
+    const { data } = context.getImageData(0, 0, columns, rows);
+    return Uint8Array.from({ length: 3 * n }, (_, i) => data[4 * Math.floor(i / 3) + (i % 3)]);
   }
 
   nearest(code) {

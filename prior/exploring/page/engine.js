@@ -22,38 +22,21 @@ function toPictures(bytes, n, { width, height }) {
   });
 }
 
-class LocalEngine {
-  constructor(manifest) {
-    this.manifest = manifest;
+/** A worker with models in it. */
+class Models {
+  constructor() {
     this.waiting = new Map();
     this.count = 0;
   }
 
-  async start(report) {
-    const { runtime, image, codes, prior, encoder, decoder } = this.manifest;
-    report("Unpacking the runtime …");
-    const script = new TextDecoder().decode(await readPart(runtime.script));
-    const binary = await readPart(runtime.binary);
-    await this.connect(document.getElementById("worker").textContent);
-    await this.ask({ type: "load", script, binary, manifest: { image, codes, prior } }, [binary]);
-    report("Unpacking the decoder …");
-    await this.open("decoder", decoder);
-    this.encoderReady = encoder ? this.open("encoder", encoder) : Promise.resolve();
-    this.priorReady = this.encoderReady.then(() => (prior ? this.open("prior", prior) : null));
-    // Awaited where they are needed; this keeps the browser from reporting them twice.
-    for (const ready of [this.encoderReady, this.priorReady]) ready.catch(() => null);
-  }
-
-  async open(name, { part }) {
-    const graph = await readPart(part);
-    await this.ask({ type: "open", name, graph }, [graph]);
-  }
-
   /** Start the worker; in a browser that allows none here, the models run in the page itself. */
-  async connect(text) {
+  async start(script, binary, manifest) {
+    const { image, codes, prior } = manifest;
+    const text = document.getElementById("worker").textContent;
     const address = URL.createObjectURL(new Blob([text], { type: "text/javascript" }));
     const receive = (message) => this.receive(message);
     try {
+      // Of a page at file://, Chromium refuses workers that are modules.
       const worker = new Worker(address, { name: "models" });
       worker.onmessage = (event) => receive(event.data);
       await new Promise((resolve, reject) => {
@@ -66,6 +49,7 @@ class LocalEngine {
       const handle = globalThis.createModels(receive);
       this.post = (message) => handle(message);
     }
+    await this.ask({ type: "load", script, binary, manifest: { image, codes, prior } }, [binary]);
   }
 
   receive({ id, result, progress, error }) {
@@ -88,28 +72,66 @@ class LocalEngine {
     });
   }
 
+  async open(name, { part }) {
+    const graph = await readPart(part);
+    await this.ask({ type: "open", name, graph }, [graph]);
+  }
+}
+
+/** The tokenizer in one worker, and the prior in another, so that painting stays fluid while it draws. */
+class LocalEngine {
+  constructor(manifest) {
+    this.manifest = manifest;
+    this.tokenizer = new Models();
+    this.prior = new Models();
+  }
+
+  async start(report) {
+    const { runtime, decoder } = this.manifest;
+    report("Unpacking the model …");
+    const script = new TextDecoder().decode(await readPart(runtime.script));
+    const binary = await readPart(runtime.binary);
+    const copy = this.manifest.prior && binary.slice(0);
+    await this.tokenizer.start(script, binary, this.manifest);
+    await this.tokenizer.open("decoder", decoder);
+    this.encoderReady = this.startEncoder();
+    this.priorReady = this.encoderReady.then(() => this.startPrior(script, copy));
+    // Awaited where they are needed; this keeps the browser from reporting them twice.
+    for (const ready of [this.encoderReady, this.priorReady]) ready.catch(() => null);
+  }
+
+  async startEncoder() {
+    if (this.manifest.encoder) await this.tokenizer.open("encoder", this.manifest.encoder);
+  }
+
+  async startPrior(script, binary) {
+    if (!this.manifest.prior) return;
+    await this.prior.start(script, binary, this.manifest);
+    await this.prior.open("prior", this.manifest.prior);
+  }
+
   async decode(grids) {
     const codes = grids.flatMap((grid) => Array.from(grid));
-    const bytes = await this.ask({ type: "decode", codes, n: grids.length });
+    const bytes = await this.tokenizer.ask({ type: "decode", codes, n: grids.length });
     return toPictures(bytes, grids.length, this.manifest.image);
   }
 
   async encode({ pixels }) {
     await this.encoderReady;
-    return this.ask({ type: "encode", pixels: toChannels(pixels, this.manifest.image.channels) });
+    return this.tokenizer.ask({ type: "encode", pixels: toChannels(pixels, this.manifest.image.channels) });
   }
 
   async complete(request, onProgress, signal) {
     await this.priorReady;
-    const result = this.ask({ type: "complete", ...request }, [], onProgress);
-    const target = this.count;
-    signal?.addEventListener("abort", () => this.ask({ type: "stop", target }));
+    const result = this.prior.ask({ type: "complete", ...request }, [], onProgress);
+    const target = this.prior.count;
+    signal?.addEventListener("abort", () => this.prior.ask({ type: "stop", target }));
     return result;
   }
 
   async judge(codes, label) {
     await this.priorReady;
-    return this.ask({ type: "judge", codes, label });
+    return this.prior.ask({ type: "judge", codes, label });
   }
 }
 
@@ -162,7 +184,7 @@ class ServerEngine {
     const L = all.length / n;
     for (let sample = 0; sample < n; sample++) {
       const own = { codes: Array.from(all.subarray(sample * L, (sample + 1) * L)), seed: (seed + first + sample) % 2 ** 32 };
-      const request = { ...own, known: known && Array.from(known), label, sampler };
+      const request = { ...own, known: known && this.knownPlaces(known), label, sampler };
       try {
         await this.completeOne(request, sample, all, onProgress, signal);
       } catch (error) {
@@ -171,6 +193,13 @@ class ServerEngine {
       }
     }
     return all;
+  }
+
+  /** Of each place, whether its codes stay, all codebooks together. */
+  knownPlaces(known) {
+    const { layout, num_codebooks: books } = this.manifest.codes;
+    const step = layout === "grid" ? books : 1;
+    return Array.from({ length: known.length / step }, (_, place) => known[place * step]);
   }
 
   async completeOne(request, sample, all, onProgress, signal) {

@@ -66,15 +66,16 @@ export class Gallery {
       if (!grid.erased[token]) counts.set(grid.codes[token], (counts.get(grid.codes[token]) ?? 0) + 1);
     }
     const codes = [...counts.keys()].sort((a, b) => counts.get(b) - counts.get(a) || a - b);
-    const key = `${app.layer.table}:${codes.join()}`;
+    const key = `${app.layer.table}:${app.code}:${codes.join()}`;
     if (key !== this.shownPalette) {
       this.shownPalette = key;
-      const label = element("span", "quiet", `${codes.length} codes here`);
       const choose = (code) => app.setBrush(code);
-      this.palette.replaceChildren(label, ...codes.slice(0, SWATCHES).map((code) => makeSwatch(app.codebook, code, choose)));
-    }
-    for (const swatch of this.palette.querySelectorAll(".swatch")) {
-      swatch.setAttribute("aria-pressed", String(Number(swatch.dataset.code) === app.code));
+      const brush = makeSwatch(app.codebook, app.code, () => document.getElementById("map").scrollIntoView({ behavior: "smooth", block: "center" }), `Code ${app.code} is on the brush`);
+      brush.classList.add("brush");
+      const words = element("span", "quiet", `${codes.length} in use`);
+      const swatches = codes.slice(0, SWATCHES).map((code) => makeSwatch(app.codebook, code, choose));
+      this.palette.replaceChildren(element("span", "quiet", "Brush"), brush, words, ...swatches);
+      for (const swatch of swatches) swatch.setAttribute("aria-pressed", String(Number(swatch.dataset.code) === app.code));
     }
   }
 }

@@ -171,10 +171,8 @@ function describePage(app) {
   );
   for (const note of manifest.notes ?? []) words.append(element("p", "", note));
   words.append(describeKeys());
-  for (const { name, licence, text } of manifest.licences ?? []) {
-    const details = element("details");
-    details.append(element("summary", "", `${name}: ${licence}`), element("pre", "", text));
-    words.append(details);
+  for (const { name, version, licence, copyright } of manifest.licences ?? []) {
+    words.append(element("p", "quiet", `${name} ${version ?? ""}: licence ${licence}, ${copyright}`));
   }
   document.getElementById("about-open").addEventListener("click", () => document.getElementById("about").showModal());
 }

@@ -4,74 +4,16 @@ import { drawOutline, fitCanvas, mixColours, readColours } from "./drawing.js";
 
 const MAX_ZOOM = 40;
 
-/** Whole places (column, row) in a square for codes at `layout` (K, 2), near each other where the layout has them near: columns of equal
- * size by x, rows in each by y, then swaps that bring codes closer to where they belong. */
-export function tidyLayout(layout, K) {
-  const side = Math.ceil(Math.sqrt(K));
-  const byX = Array.from({ length: K }, (_, i) => i).sort((a, b) => layout[2 * a] - layout[2 * b] || a - b);
-  const cells = new Int32Array(side * side).fill(-1);
-  for (let column = 0, at = 0; column < side; column++) {
-    const count = Math.round(((column + 1) * K) / side) - Math.round((column * K) / side);
-    const own = byX.slice(at, at + count).sort((a, b) => layout[2 * a + 1] - layout[2 * b + 1] || a - b);
-    own.forEach((code, row) => (cells[row * side + column] = code));
-    at += count;
-  }
-  improveCells(cells, side, layout);
-  const places = new Int32Array(2 * K);
-  cells.forEach((code, cell) => {
-    if (code < 0) return;
-    places[2 * code] = cell % side;
-    places[2 * code + 1] = Math.floor(cell / side);
-  });
-  return { side, cells, places };
-}
-
-/** Swap neighbouring cells while that brings their codes nearer to their places in the layout. */
-function improveCells(cells, side, layout) {
-  const rank = [0, 1].map((axis) => rankOf(cells, layout, axis));
-  const cost = (code, cell) => {
-    if (code < 0) return 0;
-    const dx = (cell % side) / side - rank[0][code];
-    const dy = Math.floor(cell / side) / side - rank[1][code];
-    return dx * dx + dy * dy;
-  };
-  for (let turn = 0; turn < 12; turn++) {
-    let swaps = 0;
-    for (let cell = 0; cell < cells.length; cell++) {
-      for (const other of [cell + 1, cell + side, cell + side + 1, cell + side - 1]) {
-        if (other >= cells.length || Math.abs((other % side) - (cell % side)) > 1) continue;
-        const [a, b] = [cells[cell], cells[other]];
-        if (cost(a, other) + cost(b, cell) < cost(a, cell) + cost(b, other) - 1e-12) {
-          [cells[cell], cells[other]] = [b, a];
-          swaps++;
-        }
-      }
-    }
-    if (!swaps) return;
-  }
-}
-
-/** Between a code's place by rank and its place in the layout, for each axis. */
-function rankOf(cells, layout, axis) {
-  const codes = Array.from(cells).filter((code) => code >= 0);
-  const order = codes.slice().sort((a, b) => layout[2 * a + axis] - layout[2 * b + axis]);
-  const ranks = new Float32Array(codes.length);
-  order.forEach((code, i) => (ranks[code] = 0.5 * (i / codes.length) + 0.5 * layout[2 * code + axis]));
-  return ranks;
-}
-
 export class CodebookMap {
   constructor(app) {
     this.app = app;
     this.canvas = document.getElementById("map");
-    this.tidy = new Map();
     this.view = { zoom: 1, x: 0.5, y: 0.5 };
     this.pointers = new Map();
-    this.trueDistances = document.getElementById("map-true");
     const redraw = () => this.request();
     for (const name of ["brush", "layer", "inspect", "draw"]) app.addEventListener(name, redraw);
     app.editor.addEventListener("grid", redraw);
-    for (const input of [this.trueDistances, ...document.querySelectorAll('[name="map-shown"]')]) input.addEventListener("change", redraw);
+    for (const input of document.querySelectorAll('[name="map-shown"]')) input.addEventListener("change", redraw);
     new ResizeObserver(redraw).observe(this.canvas.parentElement);
     this.connect();
     app.addEventListener("layer", () => this.describe());
@@ -88,7 +30,6 @@ export class CodebookMap {
     const hasMap = Boolean(codebook.layout);
     this.canvas.parentElement.hidden = !hasMap;
     document.querySelector("#map-card .segments").hidden = !hasMap;
-    this.trueDistances.parentElement.hidden = !hasMap;
     document.getElementById("map-words").textContent = hasMap
       ? describeBook(codebook, K, counted)
       : `${K.toLocaleString("en")} codes, too many for a map. Choose one by its number, or pick it in the picture.`;
@@ -104,25 +45,15 @@ export class CodebookMap {
     });
   }
 
-  get tidied() {
-    const { table } = this.app.layer;
-    if (!this.tidy.has(table)) this.tidy.set(table, tidyLayout(this.app.codebook.layout, this.app.codebook.K));
-    return this.tidy.get(table);
-  }
-
-  /** {x, y, size} of a code on the canvas, the square's side being 1 before zooming. */
+  /** {x, y, width, height} of a code on the canvas. */
   placeOf(code) {
     const { zoom, x, y } = this.view;
-    const wide = this.canvas.width;
-    const { side, places } = this.tidied;
-    let [px, py, size] = [places[2 * code] / side, places[2 * code + 1] / side, 1 / side];
-    if (this.trueDistances.checked) {
-      size = Math.max(0.5 / side, 0.018);
-      px = this.app.codebook.layout[2 * code] * (1 - size);
-      py = this.app.codebook.layout[2 * code + 1] * (1 - size);
-    }
-    const scale = zoom * wide;
-    return { x: (px - x) * scale + wide / 2, y: (py - y) * scale + wide / 2, size: size * scale };
+    const { sheet, layout } = this.app.codebook;
+    const [rows, columns] = sheet;
+    const [width, height] = [(zoom * this.canvas.width) / columns, (zoom * this.canvas.height) / rows];
+    const left = (layout[2 * code] - x) * zoom * this.canvas.width + this.canvas.width / 2;
+    const top = (layout[2 * code + 1] - y) * zoom * this.canvas.height + this.canvas.height / 2;
+    return { x: left - width / 2, y: top - height / 2, width, height };
   }
 
   draw() {
@@ -131,7 +62,7 @@ export class CodebookMap {
     document.getElementById("code-number").value = app.code;
     if (!codebook.layout) return;
     const colours = readColours();
-    const context = fitCanvas(canvas, 1);
+    const context = fitCanvas(canvas, codebook.sheet[1] / codebook.sheet[0]);
     context.clearRect(0, 0, canvas.width, canvas.height);
     const byUse = document.querySelector('[name="map-shown"]:checked').value === "use";
     for (let code = 0; code < codebook.K; code++) {
@@ -145,11 +76,10 @@ export class CodebookMap {
   }
 
   rectOf(code, gap = 0) {
-    const { x, y, size } = this.placeOf(code);
-    const inset = Math.min(gap * devicePixelRatio, size / 8);
-    const left = Math.round(x + inset);
-    const top = Math.round(y + inset);
-    return { x: left, y: top, width: Math.max(1, Math.round(x + size - inset) - left), height: Math.max(1, Math.round(y + size - inset) - top) };
+    const { x, y, width, height } = this.placeOf(code);
+    const inset = Math.min(gap * devicePixelRatio, width / 8);
+    const [left, top] = [Math.round(x + inset), Math.round(y + inset)];
+    return { x: left, y: top, width: Math.max(1, Math.round(x + width - inset) - left), height: Math.max(1, Math.round(y + height - inset) - top) };
   }
 
   drawEntry(context, code, rect, byUse, colours) {
@@ -184,12 +114,7 @@ export class CodebookMap {
     grid.codes.forEach((code, t) => {
       if (tables[t] === app.layer.table && !grid.erased[t]) present.add(code);
     });
-    context.lineWidth = 1.5 * devicePixelRatio;
-    context.strokeStyle = colours.accent;
-    for (const code of present) {
-      const { x, y, width, height } = this.rectOf(code);
-      context.strokeRect(x + 0.5, y + 0.5, width - 1, height - 1);
-    }
+    for (const code of present) drawOutline(context, this.rectOf(code), colours.accent, 1);
     if (app.inspected?.table === app.layer.table) drawOutline(context, this.grow(app.inspected.code), "#111", 1.5);
     drawOutline(context, this.grow(app.code), colours.accent, 2);
   }
@@ -254,14 +179,11 @@ export class CodebookMap {
   /** The code at a pointer; null where there is none. */
   codeAt(event) {
     const box = this.canvas.getBoundingClientRect();
-    const px = ((event.clientX - box.left) / box.width) * this.canvas.width;
-    const py = ((event.clientY - box.top) / box.height) * this.canvas.height;
-    let found = null;
-    for (let code = 0; code < this.app.codebook.K; code++) {
-      const { x, y, size } = this.placeOf(code);
-      if (px >= x && px < x + size && py >= y && py < y + size) found = code; // the topmost
-    }
-    return found;
+    const { zoom, x, y } = this.view;
+    const [rows, columns] = this.app.codebook.sheet;
+    const column = Math.floor((((event.clientX - box.left) / box.width - 0.5) / zoom + x) * columns);
+    const row = Math.floor((((event.clientY - box.top) / box.height - 0.5) / zoom + y) * rows);
+    return this.app.codebook.codeIn(row, column);
   }
 
   press(event) {
@@ -324,10 +246,10 @@ export class CodebookMap {
   pressKey(event) {
     const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (moves[event.key]) {
-      const { side, cells, places } = this.tidied;
-      const [column, row] = [places[2 * this.app.code] + moves[event.key][0], places[2 * this.app.code + 1] + moves[event.key][1]];
-      const code = column >= 0 && column < side && row >= 0 && row < side ? cells[row * side + column] : -1;
-      if (code >= 0) this.app.setBrush(code);
+      const { codebook } = this.app;
+      const { row, column } = codebook.cellOf(this.app.code);
+      const code = codebook.codeIn(row + moves[event.key][1], column + moves[event.key][0]);
+      if (code !== null) this.app.setBrush(code);
       event.preventDefault();
     } else if (event.key === "+" || event.key === "-") {
       this.setView({ ...this.view, zoom: Math.max(1, Math.min(MAX_ZOOM, this.view.zoom * (event.key === "+" ? 1.5 : 1 / 1.5))) });

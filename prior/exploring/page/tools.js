@@ -3,8 +3,9 @@
 import { brushCorner } from "./boards.js";
 
 const KEYS = { b: "paint", i: "pick", m: "select", e: "erase", x: "swap" };
+const IS_TOUCH = matchMedia("(pointer: coarse)").matches;
 const HINTS = {
-  paint: (code) => `Drag over places to paint them with code ${code}. A right click, or Alt, picks the code below.`,
+  paint: (code) => `Drag over the codes or the picture to paint with code ${code}.${IS_TOUCH ? "" : " A right click picks the code below."}`,
   pick: () => "Choose a place or a code of the map: the brush takes it.",
   select: () => "Drag a rectangle to copy, erase or keep it.",
   erase: (_, hasPrior) => (hasPrior ? "Drag over places to erase them; the prior fills them in." : "Drag over places to erase them."),
