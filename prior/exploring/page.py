@@ -1,0 +1,50 @@
+"""The page as one HTML file that needs no other files."""
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codegrid.engine.templates import render_template
+from prior.exploring.scripts import join_scripts
+
+PAGE_FOLDER = Path(__file__).with_name("page")
+TEMPLATE = PAGE_FOLDER / "page.html.j2"
+MIN_GAIN = 0.99  # parts that gzip makes no smaller than this share stay as they are: pictures
+
+
+def render_page(manifest: Mapping[str, Any], parts: Mapping[str, bytes]) -> str:
+    """The whole file: `manifest` as manifest.py describes it, and the bytes of the parts that it names."""
+    return render_template(
+        TEMPLATE,
+        escape=True,
+        title=manifest["title"],
+        css=(PAGE_FOLDER / "page.css").read_text(),
+        manifest=to_inline_json(manifest),
+        parts={name: encode_part(content) for name, content in parts.items()},
+        worker=check_inline(join_scripts(PAGE_FOLDER, "worker.js")),
+        script=check_inline(join_scripts(PAGE_FOLDER, "main.js")),
+    )
+
+
+def to_inline_json(value: Any) -> str:
+    """JSON that can't end the element that it lies in."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def check_inline(script: str) -> str:
+    """A script that can lie in an element."""
+    for ending in ("</script", "<!--"):
+        if ending in script.lower():
+            raise ValueError(f"a script of the page has {ending}, which ends its element")
+    return script
+
+
+def encode_part(content: bytes) -> tuple[str, bool]:
+    """The base64 of a part, compressed where that makes it smaller, and whether it is."""
+    packed = gzip.compress(content, 9, mtime=0)
+    is_packed = len(packed) < MIN_GAIN * len(content)
+    return base64.b64encode(packed if is_packed else content).decode(), is_packed

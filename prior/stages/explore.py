@@ -1,0 +1,52 @@
+"""stage=explore: a page in which the codes of a model can be edited."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from codegrid.engine.console import log_line
+from codegrid.engine.errors import check_int
+from codegrid.engine.folder import write_atomically
+from codegrid.engine.run import Run
+from prior.exploring.graphs import check_libraries, make_networks
+from prior.exploring.manifest import describe_page
+from prior.exploring.page import render_page
+from prior.exploring.preview import preview_page
+from prior.exploring.runtime import load_runtime
+from prior.exploring.subject import check_size, open_subject
+from prior.exploring.survey import survey_codes
+
+EXPLORED = "the model to explore; add ckpt=<run folder of stage=vqgan, or of stage=prior>"
+PAGE = "explore.html"
+
+
+def explore_model(config: DictConfig) -> dict[str, Any] | None:
+    """Write a model as one HTML file that needs no other files, after its graphs have been compared with the model."""
+    with Run.open(config, ckpt=EXPLORED, resumes="has nothing to resume") as run:
+        config = run.config
+        for name in ("pictures", "counted", "shown", "batch_size", "max_megabytes"):
+            check_int(name, config[name], 1)
+        check_libraries()
+        subject = open_subject(config)
+        check_size(subject, config.max_megabytes)
+        if run.is_dry:
+            return preview_page(run, subject)
+        engine = load_runtime(config.runtime, config.cache_dir)
+        counts = config.pictures, config.counted, config.shown
+        survey = survey_codes(
+            subject.tokenizer, subject.images, *counts, config.batch_size, run.device
+        )
+        networks = make_networks(subject, survey)
+        manifest, parts = describe_page(subject, survey, networks, engine)
+        page = render_page(manifest, parts.contents)
+        folder = run.start(subject.name)
+        write_atomically(folder / PAGE, page)
+        result = {
+            "run": str(folder),
+            "page": str(folder / PAGE),
+            "bytes": len(page.encode()),
+            "checks": networks.checks,
+            "notes": manifest["notes"],
+        }
+        log_line(f"open {folder / PAGE} in a browser; it needs no network and no other file")
+        return run.finish(result)
