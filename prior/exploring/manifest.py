@@ -70,7 +70,7 @@ The manifest, where `null` stands for what this model does not have:
     server          null, or the address below which the models are served, "/api" (serving.py); then encoder, decoder and prior
                     have no part
     runtime         {script, binary}    parts: the module of onnxruntime-web and its WebAssembly; null with a server
-    licences        [{name, version, licence, copyright}]    of what the page holds beside the model
+    licences        [{name, version, licence, copyright, text}] of what the page holds beside the model
 
     GRAPH       {part, precision, inputs, outputs}    an ONNX file; precision of its weights: "float32" or "float16"; it computes in
                 float32

@@ -3,10 +3,12 @@
 import base64
 import gzip
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from codegrid.engine.errors import InputError
 from codegrid.engine.templates import render_template
 from prior.exploring.scripts import join_scripts
 
@@ -48,3 +50,17 @@ def encode_part(content: bytes) -> tuple[str, bool]:
     packed = gzip.compress(content, 9, mtime=0)
     is_packed = len(packed) < MIN_GAIN * len(content)
     return base64.b64encode(packed if is_packed else content).decode(), is_packed
+
+
+def write_page(file: Path, page: bytes) -> None:
+    """Write the file whole or not at all. Raises InputError if the disk refuses."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        part.write_bytes(page)
+        os.replace(part, file)
+    except OSError as error:
+        raise InputError(
+            f"can't write {file} ({error.strerror or error}); free some space or name another folder with run_dir=..."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)

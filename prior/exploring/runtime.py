@@ -28,6 +28,7 @@ LICENCE = {
     "version": VERSION,
     "licence": "MIT",
     "copyright": "Copyright (c) Microsoft Corporation",
+    "text": Path(__file__).with_name("mit.txt").read_text(),
 }
 DOWNLOAD_SECONDS = 600
 WAYS_OUT = (
@@ -122,11 +123,11 @@ def find_npm() -> list[str]:
 
 def pack(command: list[str], folder: Path) -> Path:
     """The package's archive in the folder. Raises InputError if npm can't get it."""
-    words = [*command, "pack", PACKAGE, "--silent", "--ignore-scripts"]
+    quiet = ["--loglevel=error", "--ignore-scripts", "--update-notifier=false", "--fetch-retries=1"]
+    words = [*command, "pack", PACKAGE, *quiet, f"--cache={folder / 'npm'}"]
     try:
         done = subprocess.run(
-            words, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False,
-            stdin=subprocess.DEVNULL,
+            words, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(

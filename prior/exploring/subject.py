@@ -1,7 +1,6 @@
 """What is explored: a tokenizer with its images, and a prior where `ckpt` is one."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import DictConfig
 
@@ -77,15 +76,14 @@ def open_subject(config: DictConfig) -> Subject:
     ckpt = config.ckpt
     header = read_checkpoint(ckpt, "vqgan", "prior")["codegrid"]
     name = find_checkpoint(ckpt).parent.parent.resolve().name
-    described: dict[str, Any]
-    if header["stage"] == "vqgan":
+    if header["stage"] == "prior":
+        trained = load_prior(ckpt, config.decoder)
+        tokenizer, data = trained.tokenizer, trained.data
+    else:
         refuse_decoder(ckpt, config.decoder)
         tokenizer, described = load_tokenizer(ckpt)
         require_codes(tokenizer, f"ckpt={ckpt} is continuous and has no codes to explore")
         trained, data = None, described["data"]
-    else:
-        trained = load_prior(ckpt, config.decoder)
-        tokenizer, data = trained.tokenizer, trained.data
     images = load_images(data, config.data, ckpt)
     return Subject(tokenizer, images, trained, name, header["config"].get("id"))
 

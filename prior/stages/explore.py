@@ -6,13 +6,13 @@ from omegaconf import DictConfig
 
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import check_int
-from codegrid.engine.folder import write_atomically
 from codegrid.engine.run import Run
 from prior.exploring.graphs import check_libraries, make_networks
 from prior.exploring.manifest import describe_page
-from prior.exploring.page import render_page
+from prior.exploring.page import render_page, write_page
 from prior.exploring.preview import preview_page
 from prior.exploring.runtime import load_runtime
+from prior.exploring.server import check_server, serve_model
 from prior.exploring.subject import check_size, open_subject
 from prior.exploring.survey import survey_codes
 
@@ -21,30 +21,38 @@ PAGE = "explore.html"
 
 
 def explore_model(config: DictConfig) -> dict[str, Any] | None:
-    """Write a model as one HTML file that needs no other files, after its graphs have been compared with the model."""
+    """Write a model as one HTML file that needs no other files, after its graphs have been compared with the model.
+
+    With `serve` the page is served instead, with the model behind it, until a signal ends it.
+    """
     with Run.open(config, ckpt=EXPLORED, resumes="has nothing to resume") as run:
         config = run.config
         for name in ("pictures", "counted", "shown", "batch_size", "max_megabytes"):
             check_int(name, config[name], 1)
-        check_libraries()
+        check_server(config.serve, config.port)
+        if not config.serve:
+            check_libraries()
         subject = open_subject(config)
-        check_size(subject, config.max_megabytes)
+        if not config.serve:
+            check_size(subject, config.max_megabytes)
         if run.is_dry:
             return preview_page(run, subject)
-        engine = load_runtime(config.runtime, config.cache_dir)
-        counts = config.pictures, config.counted, config.shown
+        engine = None if config.serve else load_runtime(config.runtime, config.cache_dir)
         survey = survey_codes(
-            subject.tokenizer, subject.images, *counts, config.batch_size, run.device
-        )
-        networks = make_networks(subject, survey)
+            subject.tokenizer, subject.images, config.pictures, config.counted, config.shown,
+            config.batch_size, run.device,
+        )  # fmt: skip
+        networks = None if config.serve else make_networks(subject, survey)
         manifest, parts = describe_page(subject, survey, networks, engine)
-        page = render_page(manifest, parts.contents)
+        page = render_page(manifest, parts.contents).encode()
+        if networks is None:
+            return serve_model(subject, page, config.port, run.device)
         folder = run.start(subject.name)
-        write_atomically(folder / PAGE, page)
+        write_page(folder / PAGE, page)
         result = {
             "run": str(folder),
             "page": str(folder / PAGE),
-            "bytes": len(page.encode()),
+            "bytes": len(page),
             "checks": networks.checks,
             "notes": manifest["notes"],
         }
