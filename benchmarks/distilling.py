@@ -1,9 +1,11 @@
 """Measures what a student of stage=distill gains in time and loses in dB against its teacher.
 
 python -m benchmarks.distilling --ckpt runs/vqgan/shapes --students small tiny --steps 2000
+python -m benchmarks.distilling model=taming_f16 model.start=random quantizer.K=1024 data.image_size=256 --repeats 3    times alone
 
-For each student, one run after the other, `python train.py stage=distill ckpt=<--ckpt> student=<name>`; settings of train.py come
-after all flags and apply to each. Then the teacher and the students decode the codes of validation images:
+Without --ckpt the settings describe a teacher of stage=vqgan that nobody trains, and only ms and speed are measured. With it, for
+each student, one run after the other, `python train.py stage=distill ckpt=<--ckpt> student=<name>`, to which the settings apply.
+Then the teacher and the students decode the codes of validation images:
 
 ms               of one grid on one CPU thread, processor time, median of --repeats; all decoders take turns
 speed            the teacher's ms divided by the student's own
@@ -12,8 +14,7 @@ psnr             in dB, to the images, mean over --images
 psnr_to_teacher  in dB, to the teacher's pictures of the same codes
 psnr_painted     the same, of grids whose codes are each that of one of two images, at random: no encoder has made these
 
-Prints a JSON line per decoder as soon as it is measured, and a table in the end. With --keep, a call that is repeated continues
-with the runs that are missing.
+Prints a JSON line per decoder, and a table. With --keep, a call that is repeated continues with the runs that are missing.
 """
 
 import argparse
@@ -27,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from benchmarks.adversarial import train_run
+from benchmarks.configs import compose_config
 from codegrid.evaluation.reconstruction import ImagePSNR, pixel_step, to_levels
-from vqgan.distilling import count_decoder
-from vqgan.load import load_images, load_tokenizer
+from vqgan.distilling import count_decoder, replace_decoder
+from vqgan.load import build_tokenizer, load_images, load_tokenizer
 from vqgan.tokenizer import Tokenizer
 
 TEACHER = "teacher"
@@ -66,25 +69,36 @@ def measure_psnr(pictures: Tensor, targets: Tensor, depth: int) -> float:
 
 
 @torch.no_grad()
-def measure_decoders(
-    tokenizers: Mapping[str, Tokenizer], x: Tensor, repeats: int
-) -> list[dict[str, Any]]:
-    """A row for each of these tokenizers, of which one is the teacher, on images x (B, C, H, W) in [-1, 1]."""
+def measure_times(tokenizers: Mapping[str, Tokenizer], repeats: int) -> list[dict[str, Any]]:
+    """A row for each of these tokenizers, of which one is the teacher."""
+    one = torch.randn(1, tokenizers[TEACHER].dim, *tokenizers[TEACHER].grid)
+    decoders = [lambda own=own: own.decode(one) for own in tokenizers.values()]
+    medians = dict(zip(tokenizers, time_in_turn(decoders, repeats), strict=True))
+    return [
+        {
+            "bench": "distilling",
+            "decoder": name,
+            "parameters": count_decoder(tokenizer),
+            "ms": round(medians[name], 2),
+            "speed": round(medians[TEACHER] / medians[name], 2),
+        }
+        for name, tokenizer in tokenizers.items()
+    ]
+
+
+@torch.no_grad()
+def measure_quality(tokenizers: Mapping[str, Tokenizer], x: Tensor) -> list[dict[str, Any]]:
+    """The PSNRs of each of these tokenizers, of which one is the teacher, on images x (B, C, H, W) in [-1, 1]."""
     teacher = tokenizers[TEACHER]
     depth = teacher.rules.depth
     z_q = torch.cat([teacher.encode(part).z_q for part in x.split(32)])
     taken = torch.rand(len(z_q), 1, *z_q.shape[2:], generator=torch.Generator().manual_seed(0))
     painted = torch.where(taken < 0.5, z_q.roll(1, 0), z_q)
     taught, taught_painted = (decode_all(teacher, each) for each in (z_q, painted))
-    one = z_q[:1].contiguous()
-    decoders = [lambda own=own: own.decode(one) for own in tokenizers.values()]
-    medians = dict(zip(tokenizers, time_in_turn(decoders, repeats), strict=True))
     rows = []
     for name, tokenizer in tokenizers.items():
-        row = {"bench": "distilling", "decoder": name, "parameters": count_decoder(tokenizer)}
-        row |= {"ms": round(medians[name], 2), "speed": round(medians[TEACHER] / medians[name], 2)}
         pictures = decode_all(tokenizer, z_q)
-        row["psnr"] = measure_psnr(pictures, x, depth)
+        row = {"psnr": measure_psnr(pictures, x, depth)}
         if name != TEACHER:
             row["psnr_to_teacher"] = measure_psnr(pictures, taught, depth)
             own_painted = decode_all(tokenizer, painted)
@@ -112,7 +126,7 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ckpt", required=True, help="the run of the teacher")
+    parser.add_argument("--ckpt", help="the run of the teacher")
     parser.add_argument("--students", nargs="+", default=["small", "tiny"])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--images", type=int, default=256, help="validation images")
@@ -121,9 +135,8 @@ def read_options() -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args()
 
 
-def main() -> None:
-    options, extra = read_options()
-    torch.set_num_threads(1)
+def train_students(options: argparse.Namespace, words: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a trained teacher and of students that are trained here, with these settings."""
     teacher, described = load_tokenizer(options.ckpt)
     data = load_images(described["data"], {}, options.ckpt)
     x = data.preprocess(data.take_evenly("val", options.images)[0])
@@ -131,11 +144,35 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (options.keep or Path(temporary)).resolve()
         for name in options.students:
-            words = ["stage=distill", f"ckpt={options.ckpt}", f"student={name}"]
-            words += [f"trainer.max_steps={options.steps}", f"trainer.val_every={options.steps}"]
-            run = train_run(["train.py", *words, "logger=csv", *extra], folder / name)
+            command = ["train.py", "stage=distill", f"ckpt={options.ckpt}", f"student={name}"]
+            steps = [f"trainer.max_steps={options.steps}", f"trainer.val_every={options.steps}"]
+            run = train_run([*command, *steps, "logger=csv", *words], folder / name)
             tokenizers[name] = load_tokenizer(run)[0]
-    rows = measure_decoders(tokenizers, x, options.repeats)
+    rows = measure_times(tokenizers, options.repeats)
+    return [row | more for row, more in zip(rows, measure_quality(tokenizers, x), strict=True)]
+
+
+def build_students(options: argparse.Namespace, words: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a teacher that these settings describe, and of students, whose weights nobody trained: times alone."""
+    config = to_plain(compose_config("stage=vqgan", *words))
+    teacher = build_tokenizer(config["model"], config["quantizer"]).eval()
+    tokenizers = {TEACHER: teacher}
+    for name in options.students:
+        student = to_plain(compose_config("stage=distill", f"student={name}"))["student"]
+        model = replace_decoder(teacher, config["model"], student, "the teacher")
+        tokenizers[name] = build_tokenizer(model, config["quantizer"]).eval()
+    return measure_times(tokenizers, options.repeats)
+
+
+def to_plain(config: Any) -> Any:
+    """A config as plain containers, with all references resolved."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def main() -> None:
+    options, words = read_options()
+    torch.set_num_threads(1)
+    rows = train_students(options, words) if options.ckpt else build_students(options, words)
     for row in rows:
         print(json.dumps(row), flush=True)
     print(f"\n{format_rows(rows)}", file=sys.stderr)

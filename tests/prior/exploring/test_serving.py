@@ -2,6 +2,9 @@
 
 import json
 import math
+import re
+import signal
+import time
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +23,7 @@ from torch import Tensor
 from codegrid.engine.errors import InputError
 from prior import Prior
 from prior.exploring.serving import MAX_JSON, Models, PageServer, check_port
+from tests.helpers.commands import start
 from tests.helpers.runs import SMALL_PRIOR, save_prior_run, save_tokenizer_run
 
 PAGE = b"<!doctype html><title>a page</title>"
@@ -374,3 +378,40 @@ def test_several_codebooks_are_one_after_the_other_at_each_place(tmp_path: Path)
     assert models.decode({"codes": codes.flatten().tolist()}) == np.asarray(expected[0]).tobytes()
     encoded = torch.tensor(models.encode(png((16, 16)))["codes"]).view(codes.shape)
     assert encoded.equal(tokenizer.encode_images(png((16, 16))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_command_serves_until_a_signal_and_writes_nothing(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    save_prior_run(tmp_path / "run")
+    words = ["stage=explore", "ckpt=run", "serve=true", "accelerator=cpu", "counted=8", "shown=4"]
+    run = start(*words, folder=tmp_path)
+    try:
+        found = None
+        while found is None and run.poll() is None:
+            time.sleep(0.05)
+            found = re.search(r"the page is at http://127.0.0.1:(\d+)/ until Ctrl-C", run.log)
+        assert found, run.log
+        connection = HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+        connection.request("GET", "/")
+        page = connection.getresponse().read().decode()
+        [manifest] = re.findall(r'id="manifest">(.*?)</script>', page, re.DOTALL)
+        described = json.loads(manifest)
+        assert (described["server"], described["decoder"], described["runtime"]) == (
+            "/api",
+            None,
+            None,
+        )
+        body = json.dumps({"seed": 1})
+        connection.request("POST", "/api/complete", body, {"Content-Type": "application/json"})
+        last = json.loads(connection.getresponse().read().splitlines()[-1])
+        assert len(last["codes"]) == 16
+        run.send_signal(number)
+        assert run.wait() == code
+    finally:
+        run.send_signal(signal.SIGKILL)  # if it has not ended
+        run.poll(60)
+    assert "Traceback" not in run.log
+    assert not (tmp_path / "runs").exists()
