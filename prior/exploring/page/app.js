@@ -24,6 +24,7 @@ export class App extends EventTarget {
     this.clipboard = null; // {rows, columns, codes}
     this.engine = null;
     this.decoded = makeCanvas(manifest.image.width, manifest.image.height);
+    this.decoded.getContext("2d", { willReadFrequently: true }); // kept in memory, where pictures come from
     this.decodedGrid = null;
     this.times = []; // ms from each edit to its picture
     this.wanted = null;

@@ -43,10 +43,10 @@ export class Boards {
   }
 
   offerViews() {
-    const { prior, server } = this.app.manifest;
+    const { prior } = this.app.manifest;
     const views = { patches: "as patches", numbers: "as numbers", colours: "as colours" };
     if (this.app.codebook.use) views.use = "by use";
-    if (prior?.is_exact && !server) views.surprise = "by surprise";
+    if (prior?.is_exact) views.surprise = "by surprise (bits)";
     for (const [value, text] of Object.entries(views)) this.shown.add(new Option(text, value));
   }
 

@@ -1,11 +1,11 @@
 // The models: in a worker of the page, or behind serve=true (prior/exploring/serving.py). Both have the same methods:
 //   decode(grids) -> [ImageData]            grids: arrays of L codes
-//   encode({pixels, blob}) -> Int32Array    pixels: {data, width, height, channels: 3} of the networks' size
+//   encode({pixels, blob}) -> {codes, pixels}    pixels: {data, width, height, channels: 3} of the networks' size
 //   complete(request, onProgress, signal) -> Int32Array    request: {codes (n * L), n, known, sampler, seed, label, first}
 //   judge(codes, label) -> Float32Array of bits for each code, or null
 
 import { readPart } from "./parts.js";
-import { toChannels } from "./reading.js";
+import { spreadChannels, toChannels } from "./reading.js";
 
 /** The engine that a manifest asks for. `report` gets sentences while it starts. */
 export async function startEngine(manifest, report) {
@@ -118,7 +118,9 @@ class LocalEngine {
 
   async encode({ pixels }) {
     await this.encoderReady;
-    return this.tokenizer.ask({ type: "encode", pixels: toChannels(pixels, this.manifest.image.channels) });
+    const seen = toChannels(pixels, this.manifest.image.channels);
+    const codes = await this.tokenizer.ask({ type: "encode", pixels: seen });
+    return { codes, pixels: spreadChannels(seen, pixels) };
   }
 
   async complete(request, onProgress, signal) {
@@ -140,7 +142,9 @@ class ServerEngine {
     this.manifest = manifest;
   }
 
-  async start() {}
+  async start() {
+    this.priorReady = Promise.resolve();
+  }
 
   async fetch(action, body, type, signal) {
     let response;
@@ -174,32 +178,25 @@ class ServerEngine {
   }
 
   async encode({ blob }) {
-    const response = await this.fetch("encode", blob, "application/octet-stream");
-    return Int32Array.from((await response.json()).codes);
+    const { codes, width, height, pixels } = await (await this.fetch("encode", blob, "application/octet-stream")).json();
+    const bytes = Uint8Array.from(atob(pixels), (character) => character.charCodeAt(0));
+    return { codes: Int32Array.from(codes), pixels: spreadChannels(bytes, { width, height }) };
   }
 
   /** One grid after the other, since the server draws one at a time. */
   async complete({ codes, n, known, sampler, seed, label, first = 0 }, onProgress, signal) {
     const all = Int32Array.from(codes);
     const L = all.length / n;
-    for (let sample = 0; sample < n; sample++) {
-      const own = { codes: Array.from(all.subarray(sample * L, (sample + 1) * L)), seed: (seed + first + sample) % 2 ** 32 };
-      const request = { ...own, known: known && this.knownPlaces(known), label, sampler };
+    for (let i = 0; i < n && !signal?.aborted; i++) {
+      const own = Array.from(all.subarray(i * L, (i + 1) * L));
+      const request = { codes: own, known: known && Array.from(known), seed, sample: first + i, label, sampler };
       try {
-        await this.completeOne(request, sample, all, onProgress, signal);
+        await this.completeOne(request, i, all, onProgress, signal);
       } catch (error) {
         if (!signal?.aborted) throw error;
-        break;
       }
     }
     return all;
-  }
-
-  /** Of each place, whether its codes stay, all codebooks together. */
-  knownPlaces(known) {
-    const { layout, num_codebooks: books } = this.manifest.codes;
-    const step = layout === "grid" ? books : 1;
-    return Array.from({ length: known.length / step }, (_, place) => known[place * step]);
   }
 
   async completeOne(request, sample, all, onProgress, signal) {
@@ -208,14 +205,19 @@ class ServerEngine {
     for await (const line of readLines(response.body)) {
       const answer = JSON.parse(line);
       if (answer.error) throw new Error(answer.error);
-      if (answer.done) continue;
+      if (answer.done) {
+        all.set(answer.codes, sample * L);
+        continue;
+      }
       answer.places.forEach((t, i) => (all[sample * L + t] = answer.codes[i]));
       onProgress?.({ sample, places: answer.places, codes: answer.codes });
     }
   }
 
-  async judge() {
-    return null;
+  async judge(codes, label = -1) {
+    const response = await this.post("judge", { codes: Array.from(codes), label });
+    const { bits } = await response.json();
+    return bits && Float32Array.from(bits);
   }
 }
 

@@ -37,11 +37,16 @@ function bitsOf(K) {
   return Math.ceil(Math.log2(K + 1));
 }
 
+/** What tells the codes of a model from those of others. */
+export function nameModel({ model }) {
+  return encodeURIComponent(model.id ?? model.name);
+}
+
 export function writeLink(manifest, grid, source) {
   const { K } = manifest.codes;
   const numbers = Array.from(grid.codes, (code, t) => (grid.erased[t] ? K : code));
   const picture = source.index === null ? "" : `&p=${source.index}`;
-  return `#v=1&m=${manifest.model.id}${picture}&c=${packNumbers(numbers, bitsOf(K))}`;
+  return `#v=1&m=${nameModel(manifest)}${picture}&c=${packNumbers(numbers, bitsOf(K))}`;
 }
 
 /** {codes, erased, index} of a fragment; null if it holds no grid. Throws a sentence for one that this page can't show. */
@@ -50,7 +55,7 @@ export function readLink(manifest, fragment) {
   if (!fields.has("c")) return null;
   const { K, shape } = manifest.codes;
   const L = shape.reduce((a, b) => a * b, 1);
-  if (fields.get("m") !== manifest.model.id) {
+  if (fields.get("m") !== nameModel(manifest)) {
     throw new Error(`This link holds a grid of another model, ${fields.get("m")}; its codes mean something else here.`);
   }
   const numbers = unpackNumbers(fields.get("c"), bitsOf(K), L);

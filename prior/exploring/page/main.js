@@ -12,13 +12,10 @@ import { Morph } from "./morph.js";
 import { Saving } from "./saving.js";
 import { Grid } from "./state.js";
 import { describeCodes } from "./layers.js";
-import { readFile, toChannels } from "./reading.js";
+import { readFile } from "./reading.js";
 import { readLink } from "./link.js";
 import { readManifest } from "./parts.js";
 import { startEngine } from "./engine.js";
-import { fitPixels, resizePixels } from "./resize.js";
-import { RandomStream } from "./random.js";
-import { drawCode, planMissing, truncateLogits } from "./sampling.js";
 
 /** Messages: a line beside the title, and a notice that stays until it is closed. */
 function connectMessages(app) {
@@ -41,6 +38,7 @@ function connectMessages(app) {
 /** Pictures and codes that are dropped, pasted or picked. */
 function connectFiles(app, gallery) {
   const input = document.getElementById("file");
+  if (app.manifest.server) input.accept = "image/*,.npz";
   const drop = document.getElementById("drop");
 
   async function open(file) {
@@ -51,8 +49,8 @@ function connectFiles(app, gallery) {
       if (read.codes) {
         app.openPicture({ image: null, codes: read.codes, name: read.name });
       } else {
-        const codes = await app.engine.encode(read);
-        const picture = { image: toImage(read.pixels, app.manifest.image), codes, name: read.name };
+        const { codes, pixels } = await app.engine.encode(read);
+        const picture = { image: toImage(pixels), codes, name: read.name };
         gallery.add(picture, read.name, true);
         app.openPicture(picture);
       }
@@ -94,13 +92,12 @@ function connectFiles(app, gallery) {
   });
 }
 
-/** A canvas of pixels as the model sees them. */
-function toImage(pixels, { width, height, channels }) {
+/** A canvas of RGB pixels. */
+function toImage({ data, width, height }) {
   const canvas = makeCanvas(width, height);
   const picture = new ImageData(width, height);
-  const own = toChannels(pixels, channels);
   for (let p = 0; p < width * height; p++) {
-    for (let c = 0; c < 3; c++) picture.data[4 * p + c] = own[p * channels + (c % channels)];
+    for (let c = 0; c < 3; c++) picture.data[4 * p + c] = data[3 * p + c];
     picture.data[4 * p + 3] = 255;
   }
   canvas.getContext("2d").putImageData(picture, 0, 0);
@@ -202,8 +199,7 @@ async function start() {
   const app = new App(manifest, await loadAssets(manifest));
   const { width, height } = manifest.image;
   app.scratch = makeCanvas(width, height);
-  globalThis.codegrid = app;
-  app.tests = { RandomStream, drawCode, fitPixels, planMissing, readFile, resizePixels, toChannels, truncateLogits };
+  globalThis.codegrid = app; // for the console
   connectMessages(app);
   connectOpening(app);
   describePage(app);

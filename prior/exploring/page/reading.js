@@ -11,7 +11,8 @@ const FORMATS = /^image\/(png|jpe?g|webp|gif|bmp|avif)$/;
 /** A sentence for the user, not a mistake of the page. */
 export class Refusal extends Error {}
 
-/** {codes} of an .npz, or {pixels, blob, name} of a picture, RGB of the networks' size. Throws a Refusal. */
+/** {codes} of an .npz, or {pixels, blob, name} of a picture, RGB of the networks' size; a server reads the file itself, of more kinds.
+ * Throws a Refusal. */
 export async function readFile(file, manifest) {
   const name = file.name || "the pasted picture";
   if (file.size === 0) throw new Refusal(`“${name}” is empty.`);
@@ -21,6 +22,8 @@ export async function readFile(file, manifest) {
   }
   const start = new Uint8Array(await file.slice(0, 2 ** 16).arrayBuffer());
   if (startsWith(start, [0x50, 0x4b, 3, 4])) return { codes: await readCodes(file, name, manifest), name };
+  if (!manifest.image.accepts) throw new Refusal(manifest.image.refusal);
+  if (manifest.server) return { blob: file, name };
   const size = measurePicture(start, file.type, name);
   if (size && size[0] * size[1] > MAX_PIXELS) {
     const millions = ((size[0] * size[1]) / 1e6).toFixed(0);
@@ -30,7 +33,6 @@ export async function readFile(file, manifest) {
         `The model sees ${width} × ${height} pixels of it: save it smaller and drop it again.`,
     );
   }
-  if (!manifest.image.accepts) throw new Refusal(manifest.image.refusal);
   return { pixels: await readPixels(file, name, manifest.image), blob: file, name };
 }
 
@@ -122,6 +124,13 @@ export function toChannels({ data }, channels) {
     grey[p] = (data[3 * p] * 19595 + data[3 * p + 1] * 38470 + data[3 * p + 2] * 7471 + 0x8000) >> 16;
   }
   return grey;
+}
+
+/** The same pixels as RGB again, {data, width, height, channels: 3}. */
+export function spreadChannels(bytes, { width, height }) {
+  const channels = bytes.length / (width * height);
+  const data = Uint8ClampedArray.from({ length: 3 * width * height }, (_, i) => bytes[Math.floor(i / 3) * channels + ((i % 3) % channels)]);
+  return { data, width, height, channels: 3 };
 }
 
 /** The first grid in an .npz. */

@@ -1,7 +1,7 @@
 // Pictures, codes and links that leave the page.
 
 import { makeCanvas } from "./assets.js";
-import { writeLink } from "./link.js";
+import { nameModel, writeLink } from "./link.js";
 import { writeNpz } from "./npz.js";
 
 const SHEET_SIDE = 512; // pixels of each view
@@ -82,7 +82,8 @@ export class Saving {
 
   /** As stage=extract export=npz names them: one image. */
   saveCodes() {
-    const { codes, model } = { ...this.app.manifest };
+    const { codes } = this.app.manifest;
+    const run = nameModel(this.app.manifest);
     const grid = codes.layout === "grid" ? [codes.rows, codes.columns] : codes.shape;
     const blob = writeNpz({
       indices: { type: "<i8", data: Array.from(this.app.editor.grid.codes), shape: [1, ...codes.shape] },
@@ -91,7 +92,7 @@ export class Saving {
       grid: { type: "<i8", data: grid, shape: [grid.length] },
       views: { type: "<i8", data: [1], shape: [] },
       n: { type: "<i8", data: [1], shape: [] },
-      run: { type: `<U${model.id.length}`, data: model.id, shape: [] },
+      run: { type: `<U${run.length}`, data: run, shape: [] },
     });
     this.saveBlob(blob, `${this.name}-codes.npz`);
   }
