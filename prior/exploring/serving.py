@@ -75,6 +75,7 @@ from prior.conditioning.base import NO_CONDITION
 from prior.decoding.kv_decoder import StepCache
 from prior.decoding.sampling import Numbers, Sampler, make_sampler
 from prior.draw import exit_on_signals
+from prior.exploring.subject import Subject
 from prior.prior import Prior
 from vqgan.pictures import read_picture
 from vqgan.tokenizer import Tokenizer
@@ -558,3 +559,21 @@ def check_port(port: Any) -> None:
     """Raise InputError unless `port` is the number of a port, or 0."""
     if not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= MAX_PORT:
         raise InputError(f"port={port} must be a whole number from 0, any free port, to {MAX_PORT}")
+
+
+def check_server(serve: Any, port: Any) -> None:
+    """Raise InputError for settings that are impossible, and for a port without a server."""
+    if not isinstance(serve, bool):
+        raise InputError(f"serve={serve} must be true or false")
+    if serve:
+        check_port(port)
+    elif port:
+        raise InputError(f"port={port} is the server's; add serve=true, or leave port out")
+
+
+def serve_model(subject: Subject, page: bytes, port: int, device: torch.device) -> None:
+    """Serve a page and its models, on this device, until a signal ends the process."""
+    subject.tokenizer.to(device)
+    if subject.prior is not None:
+        subject.prior.to(device)
+    serve_page(page, subject.tokenizer, subject.prior, port)

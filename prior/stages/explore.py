@@ -12,7 +12,7 @@ from prior.exploring.manifest import describe_page
 from prior.exploring.page import render_page, write_page
 from prior.exploring.preview import preview_page
 from prior.exploring.runtime import load_runtime
-from prior.exploring.server import check_server, serve_model
+from prior.exploring.serving import check_server, serve_model
 from prior.exploring.subject import check_size, open_subject
 from prior.exploring.survey import survey_codes
 
@@ -46,7 +46,8 @@ def explore_model(config: DictConfig) -> dict[str, Any] | None:
         manifest, parts = describe_page(subject, survey, networks, engine)
         page = render_page(manifest, parts.contents).encode()
         if networks is None:
-            return serve_model(subject, page, config.port, run.device)
+            serve_model(subject, page, config.port, run.device)
+            return None
         folder = run.start(subject.name)
         write_page(folder / PAGE, page)
         result = {
