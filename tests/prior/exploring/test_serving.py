@@ -67,15 +67,16 @@ def servers(priors: dict[str, Prior]) -> Iterator[dict[str, PageServer]]:
 
 
 def ask(
-    server: PageServer,
+    server: PageServer | int,
     path: str,
     body: bytes | None = None,
     kind: str = "application/json",
     method: str | None = None,
     **headers: str,
 ) -> tuple[int, bytes]:
-    """Status and body of the answer to a request, as a browser at the page makes it."""
-    connection = HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    """Status and body of the answer to a request, as a browser at the page makes it; a server or its port."""
+    port = server if isinstance(server, int) else server.server_port
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
     sent = {"Content-Type": kind} if body is not None else {}
     method = method or ("GET" if body is None else "POST")
     connection.request(method, path, body, {**sent, **headers})
@@ -394,9 +395,8 @@ def test_the_command_serves_until_a_signal_and_writes_nothing(
             time.sleep(0.05)
             found = re.search(r"the page is at http://127.0.0.1:(\d+)/ until Ctrl-C", run.log)
         assert found, run.log
-        connection = HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
-        connection.request("GET", "/")
-        page = connection.getresponse().read().decode()
+        port = int(found[1])
+        page = ask(port, "/")[1].decode()
         [manifest] = re.findall(r'id="manifest">(.*?)</script>', page, re.DOTALL)
         described = json.loads(manifest)
         assert (described["server"], described["decoder"], described["runtime"]) == (
@@ -404,9 +404,8 @@ def test_the_command_serves_until_a_signal_and_writes_nothing(
             None,
             None,
         )
-        body = json.dumps({"seed": 1})
-        connection.request("POST", "/api/complete", body, {"Content-Type": "application/json"})
-        last = json.loads(connection.getresponse().read().splitlines()[-1])
+        lines = ask(port, "/api/complete", b'{"seed": 1}')[1].splitlines()
+        last = json.loads(lines[-1])
         assert len(last["codes"]) == 16
         run.send_signal(number)
         assert run.wait() == code
