@@ -3,13 +3,15 @@
 python -m benchmarks.tables bottlenecks --images 32000 --seeds 0 1 2 --rows tables.jsonl --write docs/tables.md
 python -m benchmarks.tables bottlenecks --images 32000 --data tiny-imagenet-24 --rows tables.jsonl --write docs/tables.md
 python -m benchmarks.tables priors --ckpt runs/vqgan/shapes --images 64000 --rows tables.jsonl --write docs/tables.md
+python -m benchmarks.tables priors --ckpt runs/vqgan/shapes --speed --rows tables.jsonl
 
 Trains each with `python train.py`, one after the other, on as many images whatever the minutes, and judges it with
-`stage=evaluate`; the machine should be idle otherwise, for the sake of ms a step and samples a second. `--data`, of bottlenecks, is
-shapes or a folder of images; priors have the images of their tokenizer. The bottlenecks have 576 bits an image, 64 places of 9
-bits, at 64 pixels and with loss=vqvae, as in benchmarks/bottlenecks.py. A seed sets weights, batches and augmentation; the images
-are the same. rFID and gFID are those in the features of the proxy, a classifier of the same images, so they can be compared within
-one table only.
+`stage=evaluate`: other work on the machine changes nothing but the seconds. With `--speed` each is timed instead, before or
+after, on a machine that should be idle: ms a step are the difference between two short runs, without the start of a program, and
+samples a second are those of the longer one. `--data`, of bottlenecks, is shapes or a folder of images; priors have the images
+of their tokenizer. The bottlenecks have 576 bits an image, 64 places of 9 bits, at 64 pixels and with loss=vqvae, as in
+benchmarks/bottlenecks.py. A seed sets weights, batches and augmentation; the images are the same. rFID and gFID are those in
+the features of the proxy, a classifier of the same images, so they can be compared within one table only.
 
 A row is appended to `--rows` as soon as it is measured, and a row that is there is not run again: the same command continues after
 an interruption. `--write` puts the table into a Markdown file, between `<!-- table: ... -->` and `<!-- end -->`. `--evaluate` has
@@ -42,6 +44,7 @@ from prior.load import load_prior
 BITS = 576  # of an image, as in benchmarks/bottlenecks.py
 BATCH = {"bottlenecks": 32, "priors": 64}  # images of an update
 SPEED_SAMPLES = 200  # drawn to measure samples a second
+TIMED_STEPS = (20, 80)  # updates of the two runs whose difference is the time of a step
 JUDGED = (
     "inception=false", "lpips=null", "references=false", "rates=false", "validity=0", "neighbours=false", "samples=1000",
 )  # fmt: skip
@@ -67,6 +70,7 @@ COLUMNS: dict[str, dict[str, tuple[str, int]]] = {
         "seconds": ("seconds", 0),
     },
 }
+TIMED = ("samples_per_second", "ms_per_step")  # by --speed
 OWN_KEY = (
     "table",
     "arm",
@@ -76,6 +80,7 @@ OWN_KEY = (
     "tokenizer",
     "words",
     "evaluate",
+    "timed",
 )  # what a row is a row of
 
 
@@ -91,8 +96,8 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def identify_row(row: Mapping[str, Any]) -> list[Any]:
-    """What a row or a key is of; rows of before `evaluate` had no words of it."""
-    return [row.get(name, []) if name == "evaluate" else row[name] for name in OWN_KEY]
+    """What a row or a key is of."""
+    return [row[name] for name in OWN_KEY]
 
 
 def add_missing(
@@ -134,20 +139,27 @@ def list_keys(options: argparse.Namespace, words: Sequence[str]) -> list[dict[st
         data = name_images(options.ckpt)
     common = {
         "table": options.table,
-        "images": options.images,
+        "images": TIMED_STEPS[1] * BATCH[options.table] if options.speed else options.images,
         "data": Path(data).name,
         "tokenizer": tokenizer,
         "words": list(words),
-        "evaluate": list(options.evaluate),
+        "evaluate": [] if options.speed else list(options.evaluate),
+        "timed": options.speed,
     }
-    return [{**common, "arm": arm, "seed": seed} for seed in options.seeds for arm in options.only]
+    seeds = [0] if options.speed else options.seeds
+    return [{**common, "arm": arm, "seed": seed} for seed in seeds for arm in options.only]
 
 
-def train_words(key: Mapping[str, Any], options: argparse.Namespace) -> list[str]:
+def count_steps(key: Mapping[str, Any]) -> int:
+    """The updates in which a run sees its images."""
+    return math.ceil(key["images"] / BATCH[key["table"]])
+
+
+def train_words(key: Mapping[str, Any], options: argparse.Namespace, steps: int) -> list[str]:
     """The command of train.py that trains the model of a row."""
     table = key["table"]
     length = [
-        f"trainer.max_steps={math.ceil(key['images'] / BATCH[table])}", "trainer.max_minutes=null",
+        f"trainer.max_steps={steps}", "trainer.max_minutes=null",
         "trainer.val_every=1000000", f"seed={key['seed']}", "logger=csv", f"cache_dir={options.cache_dir}",
     ]  # fmt: skip
     if table == "priors":
@@ -171,7 +183,7 @@ def train_words(key: Mapping[str, Any], options: argparse.Namespace) -> list[str
 
 def measure_row(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Train and judge one model; the figures of its row, its command and the machine."""
-    command = train_words(key, options)
+    command = train_words(key, options, count_steps(key))
     with tempfile.TemporaryDirectory() as folder:
         run = train_run(command, Path(folder) / "run")
         judged = train_run(
@@ -181,22 +193,41 @@ def measure_row(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str
         training, scores = (
             json.loads((each / "metrics.json").read_text()) for each in (run, judged)
         )
-        speed = measure_speed(run) if key["table"] == "priors" else None
-    steps = training["steps"]
-    figures = {name: scores.get(name) for name in COLUMNS[key["table"]]}
+    figures = {name: scores.get(name) for name in COLUMNS[key["table"]] if name not in TIMED}
     figures["seconds"] = training["seconds"]
-    figures["ms_per_step"] = 1000 * training["seconds"] / steps if steps else None
-    if speed:
-        figures["samples_per_second"] = speed
     # Places differ from machine to machine, and cost and scores don't depend on them.
     shown = [word for word in command[1:] if not word.startswith("cache_dir=")]
     return {
         "command": "python train.py " + " ".join(shown),
-        "steps": steps,
+        "steps": training["steps"],
         "exact": scores.get("exact"),
         "figures": {name: round_figure(value) for name, value in figures.items()},
-        "machine": f"{os.cpu_count()} cores of {processor_name()}, torch {package_version('torch')}",
+        "machine": describe_machine(),
     }
+
+
+def time_row(key: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Train one model for a few steps, twice; the time of a step, and of a prior the samples a second."""
+    seconds, figures = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        for steps in TIMED_STEPS:
+            run = train_run(train_words(key, options, steps), Path(folder) / str(steps))
+            training = json.loads((run / "metrics.json").read_text())
+            seconds.append(training["seconds"])
+        if key["table"] == "priors":
+            figures["samples_per_second"] = measure_speed(run)
+    if training["steps"]:  # priors that count have no steps
+        figures["ms_per_step"] = (
+            1000 * (seconds[1] - seconds[0]) / (TIMED_STEPS[1] - TIMED_STEPS[0])
+        )
+    return {
+        "figures": {name: round_figure(value) for name, value in figures.items()},
+        "machine": describe_machine(),
+    }
+
+
+def describe_machine() -> str:
+    return f"{os.cpu_count()} cores of {processor_name()}, torch {package_version('torch')}"
 
 
 def round_figure(value: float | None) -> float | None:
@@ -231,7 +262,19 @@ def format_cell(values: Sequence[float | None], decimals: int) -> str:
     return text if half is None else f"{text} ± {half:.{decimals}f}"
 
 
-def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def find_timed(
+    rows: Sequence[Mapping[str, Any]], key: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
+    """The figures of each arm by --speed, of the table that a key is of."""
+    shared = ("table", "data", "tokenizer", "words")
+    return {
+        row["arm"]: row["figures"]
+        for row in rows
+        if row["timed"] and all(row[name] == key[name] for name in shared)
+    }
+
+
+def format_table(rows: Sequence[Mapping[str, Any]], timed: Mapping[str, Mapping[str, Any]]) -> str:
     """A Markdown table of rows that differ in arm and seed only, with what they have in common below it."""
     table = rows[0]["table"]
     columns = COLUMNS[table]
@@ -243,7 +286,12 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for arm in dict.fromkeys(row["arm"] for row in rows):
         alike = [row for row in rows if row["arm"] == arm]
         cells = [
-            format_cell([row["figures"][name] for row in alike], decimals)
+            format_cell(
+                [timed.get(arm, {}).get(name)]
+                if name in TIMED
+                else [row["figures"][name] for row in alike],
+                decimals,
+            )
             for name, (_, decimals) in columns.items()
         ]
         if table == "priors" and alike[0]["exact"] is False:
@@ -254,7 +302,8 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines += [
         "",
         f"{rows[0]['images']:,} images ({', '.join(map(str, steps))} updates), seeds {', '.join(map(str, seeds))}; ± is the 95% "
-        f"interval of the mean over seeds by Student's t. Machine: {', '.join(sorted({row['machine'] for row in rows}))}. "
+        f"interval of the mean over seeds by Student's t. Machine: {', '.join(sorted({row['machine'] for row in rows}))}; "
+        "speeds by --speed. "
         "Commands, by the first seed:",
         "",
         *(f"    {row['command']}" for row in rows if row["seed"] == rows[0]["seed"]),
@@ -282,6 +331,7 @@ def parse_options() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--only", nargs="*", help="some of the bottlenecks or priors")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", type=Path, default=Path("tables.jsonl"))
+    parser.add_argument("--speed", action="store_true", help="time each row instead")
     parser.add_argument("--write", type=Path, help="a Markdown file that gets the table")
     parser.add_argument("--evaluate", nargs="*", default=[], help="words for stage=evaluate")
     parser.add_argument("--cache-dir", type=Path, default=Path("cache"))
@@ -296,15 +346,22 @@ def parse_options() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     options, extra = parse_options()
     keys = list_keys(options, extra)
-    rows = add_missing(options.rows, keys, lambda key: measure_row(key, options))
-    table = format_table(rows)
+    measure = time_row if options.speed else measure_row
+    rows = add_missing(options.rows, keys, lambda key: measure(key, options))
+    if not options.speed:
+        show_table(rows, options)
+    for row in rows:
+        print(json.dumps({"bench": "tables", **row}))
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> None:
+    """Print the table, and put it into the Markdown file of --write."""
+    table = format_table(rows, find_timed(read_rows(options.rows), rows[0]))
     print(f"\n{table}\n")
     if options.write:
         text = options.write.read_text() if options.write.is_file() else "# Tables\n"
-        name = f"{options.table}, {keys[0]['data']}"
+        name = f"{rows[0]['table']}, {rows[0]['data']}"
         options.write.write_text(insert_table(text, name, table))
-    for row in rows:
-        print(json.dumps({"bench": "tables", **row}))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ class Stretch:
 
 
 class Recomputable(Protocol):
-    """A module that names what it trains, and the parts of it whose activations the backward pass may compute again; no part
-    lies in another."""
+    """A module that names what it trains, and the parts of it whose activations the backward pass may compute again. A part that
+    lies in another is computed once more than that one."""
 
     @property
     def learned(self) -> nn.Module: ...

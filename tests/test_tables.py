@@ -14,7 +14,9 @@ from benchmarks.bottlenecks import list_bottlenecks
 from benchmarks.priors import PRIORS
 from benchmarks.tables import (
     add_missing,
+    count_steps,
     find_interval,
+    find_timed,
     format_table,
     insert_table,
     list_keys,
@@ -59,7 +61,7 @@ def test_all_bottlenecks_see_as_many_images_of_the_same_data(
     assert [key["arm"] for key in keys[: len(keys) // 3]] == list_bottlenecks()
     assert {key["seed"] for key in keys} == {0, 1, 2}
     for key in keys[: len(keys) // 3]:
-        config = compose_config(*train_words(key, options)[1:])
+        config = compose_config(*train_words(key, options, count_steps(key))[1:])
         assert config.trainer.max_steps == math.ceil(1000 / config.data.batch_size)
         assert config.trainer.max_minutes is None
         assert (config.data.root, config.data.seed, config.seed) == ("photos", 0, 0)
@@ -76,7 +78,7 @@ def test_all_priors_see_as_many_images_of_one_tokenizer(
     assert [key["arm"] for key in keys] == list(PRIORS)
     assert {(key["tokenizer"], key["seed"], key["data"]) for key in keys} == {("abc", 5, "photos")}
     for key in keys:
-        config = compose_config(*train_words(key, options)[1:])
+        config = compose_config(*train_words(key, options, count_steps(key))[1:])
         assert (config.trainer.max_steps, config.batch_size, config.seed) == (10, 64, 5)
 
 
@@ -144,7 +146,7 @@ def test_a_table_has_means_over_seeds_with_their_intervals(monkeypatch: pytest.M
         }
         for key in keys
     ]
-    lines = format_table(rows).splitlines()
+    lines = format_table(rows, {}).splitlines()
     assert lines[0].startswith("| `quantizer=` | PSNR dB | SSIM |")
     assert lines[2].split(" | ")[:2] == ["| ema", "20.00 ± 2.48"]
     assert lines[3].split(" | ")[:2] == ["| kl", "24.00 ± 0.00"]
@@ -152,6 +154,32 @@ def test_a_table_has_means_over_seeds_with_their_intervals(monkeypatch: pytest.M
     assert "1.000" not in lines[3]
     assert "128 images (4 updates), seeds 0, 1, 2" in lines[5]
     assert lines[-2:] == ["    python train.py ema", "    python train.py kl"]
+
+
+def test_the_time_of_a_step_is_the_difference_of_two_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each run takes 7 seconds to start, and 0.25 a step. Rows of other settings have speeds of their own."""
+    file = tmp_path / "rows.jsonl"
+    line = ["bottlenecks", "--only", "ema", "kl"]
+    options, keys = choose(monkeypatch, *line, "--speed", "--evaluate", "probe=0")
+
+    def train_run(command: list[str], run: Path) -> Path:
+        [steps] = [int(word.split("=")[1]) for word in command if "max_steps=" in word]
+        run.mkdir(parents=True)
+        (run / "metrics.json").write_text(json.dumps({"seconds": 7 + steps * 0.25, "steps": steps}))
+        return run
+
+    monkeypatch.setattr(tables, "train_run", train_run)
+    timed = add_missing(file, keys, lambda key: tables.time_row(key, options))
+    assert [row["figures"] for row in timed] == [{"ms_per_step": 250.0}] * 2
+    _, trained = choose(monkeypatch, *line, "--seeds", "0")
+    rows = [{**key, **make_row(key, psnr=20.0)} for key in trained]
+    lines = format_table(rows, find_timed(timed, rows[0])).splitlines()
+    assert lines[0].split(" | ")[7] == "ms a step"
+    assert lines[2].split(" | ")[7] == "250"
+    _, others = choose(monkeypatch, *line, "--data", "shapes", "model.width=32")
+    assert find_timed(timed, others[0]) == {}
 
 
 def test_an_interval_is_students() -> None:
@@ -170,7 +198,7 @@ def test_a_bound_is_marked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     rows = [
         {**key, **make_row(key, nats_per_token=3.0), "exact": key["arm"] == "gpt"} for key in keys
     ]
-    lines = format_table(rows).splitlines()
+    lines = format_table(rows, {}).splitlines()
     assert lines[2].startswith("| gpt | 3.000 |")
     assert lines[3].startswith("| maskgit | at most 3.000 |")
 

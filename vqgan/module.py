@@ -27,6 +27,7 @@ from vqgan.losses.micro_batch import MicroBatch
 from vqgan.losses.regularisers import LeCam
 from vqgan.losses.shown import show_colours
 from vqgan.networks.base import enlarges
+from vqgan.networks.blocks import ActivatedNorm
 from vqgan.quantizers.base import Quantized, join_micro_batches
 from vqgan.starting import take_vectors
 from vqgan.tokenizer import Tokenizer
@@ -361,18 +362,19 @@ class VQGAN(ClockedModule):
 
     @property
     def recomputed(self) -> list[nn.Module | Stretch]:
-        """The parts whose activations the backward pass may compute again. The decoder's last convolution is none of them, so
-        lambda's gradients there compute nothing again."""
-        return [
-            part
-            for network, shrinks in (
-                (self.tokenizer.encoder, True),
-                (self.tokenizer.decoder, False),
-            )
-            for part in join_neighbours(
-                network.layers, network.recomputed, filter(enlarges, network.recomputed), shrinks
-            )
-        ]
+        """The parts whose activations the backward pass may compute again, and within them those that are computed twice. The
+        decoder's last convolution is none of them, so lambda's gradients there compute nothing again."""
+        parts: list[nn.Module | Stretch] = []
+        for network, shrinks in ((self.tokenizer.encoder, True), (self.tokenizer.decoder, False)):
+            blocks = network.recomputed
+            parts += join_neighbours(network.layers, blocks, filter(enlarges, blocks), shrinks)
+            parts += [
+                part
+                for block in blocks
+                for part in block.modules()
+                if isinstance(part, ActivatedNorm)
+            ]
+        return parts
 
     @property
     def costly(self) -> list[nn.Module]:

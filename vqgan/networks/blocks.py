@@ -57,6 +57,14 @@ def zero_init(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
+class ActivatedNorm(nn.Module):
+    """SiLU of a normalisation, which it is given. It has no weights, and is a module so that `trainer.checkpoint_activations` can
+    compute the normalised map again, which is cheap, instead of keeping it."""
+
+    def forward(self, norm: nn.Module, *inputs: Tensor) -> Tensor:
+        return F.silu(norm(*inputs))
+
+
 class ResBlock(nn.Module):
     """Pre-activation residual block of two 3x3 convolutions; the identity at initialisation."""
 
@@ -66,10 +74,12 @@ class ResBlock(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.norm2 = group_norm(width)
         self.conv2 = zero_init(nn.Conv2d(width, width, 3, padding=1))
+        self.activate = ActivatedNorm()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.activate(self.norm1, x))
+        y: Tensor = x + self.conv2(self.activate(self.norm2, h))
+        return y
 
 
 class Down(nn.Sequential):

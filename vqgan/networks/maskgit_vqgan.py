@@ -1,6 +1,5 @@
 """The tokenizer of MaskGIT (Chang et al. 2022): a pyramid without attention that halves the image by averaging."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqgan.networks.pyramid import Double
@@ -20,8 +19,8 @@ class MaskGITBlock(UnbiasedBlock):
             self.shortcut = nn.Conv2d(width, width, 1, bias=False)
 
     def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x, *codes)))
-        h = self.conv2(F.silu(self.norm2(h, *codes)))
+        h = self.conv1(self.activate(self.norm1, x, *codes))
+        h = self.conv2(self.activate(self.norm2, h, *codes))
         y: Tensor = h + (self.shortcut(h) if self.widths_differ else x)
         return y
 

@@ -11,7 +11,7 @@ from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.precision import to_memory_format
 from codegrid.engine.sizes import SizeSetting, check_size, write_size
 from vqgan.networks.base import ImageDecoder, ImageEncoder, measure_f
-from vqgan.networks.blocks import GroupNorm, zero_init
+from vqgan.networks.blocks import ActivatedNorm, GroupNorm, zero_init
 
 ATTENTIONS = ("softmax", "linear")
 
@@ -210,11 +210,12 @@ class PyramidBlock(nn.Module):
         self.norm2 = norm_of_groups(width, groups)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.shortcut = nn.Identity() if in_width == width else nn.Conv2d(in_width, width, 1)
+        self.activate = ActivatedNorm()
 
     def forward(self, x: Tensor, *codes: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x, *codes)))
-        h = self.conv2(F.silu(self.norm2(h, *codes)))
-        y: Tensor = self.shortcut(x) + h
+        h = self.conv1(self.activate(self.norm1, x, *codes))
+        h = self.conv2(self.activate(self.norm2, h, *codes))
+        y: Tensor = h.add_(self.shortcut(x))  # in place: nothing else needs h
         return y
 
 
