@@ -330,6 +330,7 @@ def test_networks_that_are_not_the_models_are_refused(
     trained = subject.prior
     labels = number_labels(trained, surveyed.labels % 3)
     _, own, nats = make_prior(trained, surveyed.codes, labels)
+    assert number_labels(trained, torch.tensor([2, 5])).tolist() == [-1, -1]  # type: ignore[union-attr]
     flat = surveyed.codes.flatten(1)
     with torch.no_grad():
         logits = trained.model(flat, labels)
