@@ -3,6 +3,7 @@
     python -m benchmarks.exploring                              untrained models: 64x64 of the demo, and 256x256 with f=16
     python -m benchmarks.exploring --ckpt runs/vqgan/shapes     a run of stage=vqgan or prior
     python -m benchmarks.exploring --page explore.html          a page that is there already
+    python -m benchmarks.exploring --page explore.html --picture docs/pictures/explore.png      and its picture, for README.md
 
 Prints a row for each page, and a JSON line at the end. Needs chromium and chromedriver, and the group dev.
 """
@@ -14,12 +15,17 @@ import platform
 import shutil
 import statistics
 import tempfile
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from selenium import webdriver
 
 from benchmarks.configs import compose_config
@@ -55,6 +61,24 @@ const { K } = codegrid.manifest.codes, L = codegrid.assets.L;
   }
   return times;
 })().then(done);"""
+# A grid whose lower half the prior has drawn, and new pictures below it.
+SHOW = """const done = arguments[arguments.length - 1];
+const click = (id) => document.getElementById(id).click();
+const idle = async () => {
+  while (!document.getElementById("stop").hidden || !codegrid.settled) await new Promise((resolve) => setTimeout(resolve, 20));
+};
+(async () => {
+  if (codegrid.manifest.prior) {
+    click("draw");
+    await idle();
+    click("erase-half");
+    click("fill");
+    await idle();
+  }
+  codegrid.setHover({ row: Math.floor(codegrid.layer.rows / 2), column: Math.floor(codegrid.layer.columns / 2) });
+  document.getElementById("status").textContent = "";
+  await new Promise((resolve) => setTimeout(resolve, 300));
+})().then(() => done(null), (error) => done(String(error)));"""
 UNTRAINED = {
     "64x64, f=8, model=conv (make demo)": ["data=shapes", "data.image_size=64", "model.grid=8", "quantizer.K=512"],
     "256x256, f=16, model=conv_f16": ["data=shapes", "data.image_size=256", "model=conv_f16", "quantizer.K=1024"],
@@ -82,8 +106,9 @@ def write_page(ckpt: Path, folder: Path, cache_dir: str, words: list[str]) -> Pa
     return folder / PAGE
 
 
-def measure(page: Path, edits: int) -> dict[str, Any]:
-    """Opens a page, and changes `edits` codes one after the other."""
+@contextmanager
+def open_page(page: Path) -> Iterator[Any]:
+    """A page that is ready, in headless Chromium."""
     options = webdriver.ChromeOptions()
     if (chromium := shutil.which("chromium") or shutil.which("google-chrome")) is not None:
         options.binary_location = chromium
@@ -96,11 +121,33 @@ def measure(page: Path, edits: int) -> dict[str, Any]:
         try:
             browser.set_script_timeout(240)
             browser.get(page.resolve().as_uri())
-            ready = browser.execute_async_script(READY)
-            times = browser.execute_async_script(MEASURE, edits)
-            image = browser.execute_script("return codegrid.manifest.image")
+            browser.execute_async_script(READY)
+            yield browser
         finally:
             browser.quit()
+
+
+def save_picture(page: Path, file: Path) -> None:
+    """The page as a visitor finds it after a few clicks, 1280 pixels wide, in 256 colours."""
+    with open_page(page) as browser:
+        if (problem := browser.execute_async_script(SHOW)) is not None:
+            raise RuntimeError(problem)
+        height = browser.execute_script("return document.querySelector('footer').offsetTop")
+        clip = {"x": 0, "y": 0, "width": 1280, "height": height, "scale": 1}
+        sizes = {"width": 1280, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", sizes)
+        browser.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 300))")
+        shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
+    with Image.open(BytesIO(b64decode(shot["data"]))) as image:
+        image.convert("RGB").quantize(256).save(file, optimize=True)
+
+
+def measure(page: Path, edits: int) -> dict[str, Any]:
+    """Opens a page, and changes `edits` codes one after the other."""
+    with open_page(page) as browser:
+        ready = browser.execute_script("return performance.now()")
+        times = browser.execute_async_script(MEASURE, edits)
+        image = browser.execute_script("return codegrid.manifest.image")
     times = times[5:]  # the first ones compile
     return {
         "height": image["height"],
@@ -131,6 +178,7 @@ def main() -> None:
         "--ckpt", help="a run of stage=vqgan or prior; default: untrained models of two sizes"
     )
     parser.add_argument("--page", help="a page that stage=explore has written")
+    parser.add_argument("--picture", type=Path, help="with --page: a PNG file to write")
     parser.add_argument("--edits", type=int, default=EDITS)
     parser.add_argument("--cache-dir", default="cache", help="where the runtime is kept")
     arguments, words = parser.parse_known_args()
@@ -155,6 +203,8 @@ def main() -> None:
         for name, make in pages.items():
             rows[name] = measure(make(), arguments.edits)
             print_row(name, rows[name])
+    if arguments.page and arguments.picture:
+        save_picture(Path(arguments.page), arguments.picture)
     print(json.dumps({"machine": platform.processor(), "cores": os.cpu_count(), "rows": rows}))
 
 

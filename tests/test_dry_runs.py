@@ -60,6 +60,8 @@ def test_every_stage_says_what_it_would_do_and_writes_nothing(
         ["stage=evaluate", "ckpt=prior", *QUICK],
         ["stage=extract", "ckpt=tokenizer"],
         ["stage=export", "ckpt=tokenizer"],
+        ["stage=explore", "ckpt=tokenizer"],
+        ["stage=explore", "ckpt=prior"],
         ["stage=report", "runs=tokenizer"],
         ["stage=pipeline", *TINY, *[w for w in tiny_parts if not w.startswith("stage2.logger")]],
     ]

@@ -102,10 +102,13 @@ def make_networks(subject: Subject, survey: Survey) -> Networks:
 
 
 def number_labels(trained: Prior, labels: Tensor) -> Tensor | None:
-    """What the prior is given for images with these labels: their classes, no vector, or nothing."""
+    """What the prior is given for images with these labels: their classes, no class if it knows others, no vector, or nothing."""
     model = trained.model
     if model.classes:
-        return torch.from_numpy(trained.classes.number(labels.numpy(), "the images"))
+        try:
+            return torch.from_numpy(trained.classes.number(labels.numpy(), "the images"))
+        except InputError:
+            return torch.full((len(labels),), -1)
     if model.vector_size:
         return torch.full((len(labels), model.vector_size), torch.nan)
     return None

@@ -77,12 +77,16 @@ def read_runtime(folder: Path, what: str) -> Runtime:
                 f"{what} has no {name}; it must have {SCRIPT} and {BINARY} of {PACKAGE}"
             )
         contents[name] = file.read_bytes()
-        if hashlib.sha256(contents[name]).hexdigest() != digest:
+        if hash_file(contents[name]) != digest:
             raise InputError(
                 f"{file} is not the file of {PACKAGE}: its SHA-256 differs; remove it, or name another folder with "
                 "runtime=<folder>"
             )
     return Runtime(contents[SCRIPT], contents[BINARY])
+
+
+def hash_file(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def download_runtime(target: Path) -> None:

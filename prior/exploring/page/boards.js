@@ -241,7 +241,7 @@ export class Boards {
     write("original-note", source.image ? "" : "no original");
     write("difference-note", !this.compared ? "" : this.compared.psnr === Infinity ? "none" : `${this.compared.psnr.toFixed(1)} dB`);
     document.getElementById("difference-note").title = "Peak signal-to-noise ratio";
-    write("codes-note", layer.placed ? `${layer.rows} × ${layer.columns}` : `${layer.count}`);
+    write("codes-note", app.layers.length > 1 ? "" : layer.placed ? `${layer.rows} × ${layer.columns}` : `${layer.count}`);
     write("picture-note", `${width} × ${height} px`);
     const { canvases } = this;
     const holes = grid.holes ? ` ${grid.holes} erased.` : "";

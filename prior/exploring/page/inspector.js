@@ -81,7 +81,8 @@ export class Inspector {
     const count = codebook.use[code];
     if (!count) return [element("p", "quiet dead", "A dead code: no validation image has it.")];
     const share = (100 * count) / codebook.total;
-    const text = `used ${count.toLocaleString("en")} times, ${share.toFixed(share < 0.1 ? 3 : 1)}% of all codes of the validation set`;
+    const times = count === 1 ? "once" : `${count.toLocaleString("en")} times`;
+    const text = `used ${times}, ${share.toFixed(share < 0.1 ? 3 : 1)}% of all codes of the validation set`;
     return [element("p", "quiet", text), element("p", "quiet", `rank ${codebook.rank[code]} of ${codebook.K}`)];
   }
 

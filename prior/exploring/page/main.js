@@ -72,7 +72,10 @@ function connectFiles(app, gallery) {
   });
   addEventListener("paste", (event) => {
     const [file] = event.clipboardData?.files ?? [];
-    if (!file) return;
+    if (!file) {
+      if (!event.target.closest?.("input, textarea")) app.notify("paste");
+      return;
+    }
     event.preventDefault();
     app.openFile(file);
   });

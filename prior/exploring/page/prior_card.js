@@ -112,7 +112,7 @@ export class PriorCard {
     const { holes } = this.app.editor.grid;
     const fill = document.getElementById("fill");
     fill.disabled = !ready || !holes;
-    fill.textContent = holes ? `Fill ${holes} erased ${holes === 1 ? "place" : "places"}` : "Fill the erased places";
+    fill.textContent = holes ? `Fill ${holes} erased ${holes === 1 ? "code" : "codes"}` : "Fill the erased codes";
     document.getElementById("draw").disabled = !ready;
     document.getElementById("draw").textContent = "Draw new pictures";
     document.getElementById("stop").hidden = !this.drawing;
@@ -144,7 +144,7 @@ export class PriorCard {
     }
   }
 
-  /** The erased places appear in the editor as they are drawn, as one step. */
+  /** The erased codes appear in the editor as they are drawn, as one step. */
   async fill() {
     const { editor } = this.app;
     const { grid } = editor;

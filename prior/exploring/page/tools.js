@@ -5,7 +5,8 @@ import { brushCorner } from "./boards.js";
 const KEYS = { b: "paint", i: "pick", m: "select", e: "erase", x: "swap" };
 const IS_TOUCH = matchMedia("(pointer: coarse)").matches;
 const HINTS = {
-  paint: (code) => `Drag over the codes or the picture to paint with code ${code}.${IS_TOUCH ? "" : " A right click picks the code below."}`,
+  paint: (code, _, placed) =>
+    `Drag over the codes${placed ? " or the picture" : ""} to paint with code ${code}.${IS_TOUCH ? "" : " A right click picks the code below."}`,
   pick: () => "Choose a place or a code of the map: the brush takes it.",
   select: () => "Drag a rectangle to copy, erase or keep it.",
   erase: (_, hasPrior) => (hasPrior ? "Drag over places to erase them; the prior fills them in." : "Drag over places to erase them."),
@@ -22,6 +23,8 @@ export class Tools {
     for (const id of ["codes", "picture"]) this.connectCanvas(document.getElementById(id), id);
     this.connectSelection();
     document.addEventListener("keydown", (event) => this.pressKey(event));
+    document.addEventListener("copy", (event) => this.copyText(event));
+    app.addEventListener("paste", () => this.paste());
     for (const name of ["brush", "tool", "layer", "selection"]) app.addEventListener(name, () => this.describe());
     app.editor.addEventListener("grid", () => this.describe());
     this.describe();
@@ -51,7 +54,7 @@ export class Tools {
     const { editor } = app;
     document.getElementById("undo").disabled = !editor.done.length;
     document.getElementById("redo").disabled = !editor.undone.length;
-    document.getElementById("hint").textContent = HINTS[app.tool](app.code, Boolean(app.manifest.prior));
+    document.getElementById("hint").textContent = HINTS[app.tool](app.code, Boolean(app.manifest.prior), app.layer.placed);
     document.getElementById("selection-actions").hidden = !app.selection && !(app.tool === "select" && app.clipboard);
     document.getElementById("paste").disabled = !app.clipboard;
     for (const id of ["copy", "erase-selection", "erase-rest", "deselect"]) document.getElementById(id).hidden = !app.selection;
@@ -189,6 +192,20 @@ export class Tools {
     this.describe();
   }
 
+  /** Ctrl+C: the codes as text, too, so that other programs can paste them, and no older picture is pasted here. */
+  copyText(event) {
+    const { selection, layer, editor } = this.app;
+    if (!selection || String(getSelection()) || event.target.closest?.("input, textarea")) return;
+    this.copy();
+    const rows = [];
+    for (let row = selection.top; row < selection.bottom; row++) {
+      const tokens = layer.inside({ ...selection, top: row, bottom: row + 1 });
+      rows.push(tokens.map((token) => (editor.grid.erased[token] ? -1 : editor.grid.codes[token])).join(" "));
+    }
+    event.clipboardData.setData("text/plain", rows.join("\n"));
+    event.preventDefault();
+  }
+
   paste() {
     if (!this.app.clipboard) return;
     this.app.setSelection(null);
@@ -259,7 +276,6 @@ export class Tools {
     if (key === "z") (shift ? this.redo() : this.undo());
     else if (key === "y") this.redo();
     else if (key === "a") this.selectAll();
-    else if (key === "c" && this.app.selection && !String(getSelection())) this.copy();
     else return false;
     return true;
   }
@@ -282,12 +298,22 @@ export class Tools {
         app.setTool("select");
         app.setSelection(spanOf(this.anchor, place));
       } else this.anchor = null;
+      this.announce(place);
       return true;
     }
     if (key !== "Enter" && key !== " ") return false;
     if (app.hover) this.apply(app.hover);
     app.editor.endStroke();
+    if (app.hover) this.announce(app.hover);
     return true;
+  }
+
+  /** For those who hear the page. */
+  announce({ row, column }) {
+    const { layer, editor } = this.app;
+    const token = layer.token(row, column);
+    const what = token < 0 ? "nothing" : editor.grid.erased[token] ? "erased" : `code ${editor.grid.codes[token]}`;
+    document.getElementById("announcer").textContent = `Row ${row + 1}, column ${column + 1}: ${what}`;
   }
 
   /** The next code by its number. */
