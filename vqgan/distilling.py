@@ -85,10 +85,10 @@ class Distillation(VQGAN):
     def compare(self, part: MicroBatch, z_q: Tensor) -> dict[str, Term]:
         share = self.teacher.share
         terms = self.reconstruction.terms(self.teacher.decode(z_q), part.x_hat) if share else {}
-        weighted = {f"{name}_to_teacher": weigh(term, share) for name, term in terms.items()}
+        weighted = {f"{name}_to_teacher": weigh_term(term, share) for name, term in terms.items()}
         if share < 1:
             to_images = super().compare(part, z_q)
-            weighted |= {name: weigh(term, 1 - share) for name, term in to_images.items()}
+            weighted |= {name: weigh_term(term, 1 - share) for name, term in to_images.items()}
         return weighted
 
     def judge(self, x: Tensor, q: Quantized, x_hat: Tensor) -> None:
@@ -112,7 +112,7 @@ class Distillation(VQGAN):
         return [*super().metrics, self.of_teacher]
 
 
-def weigh(term: Term, share: float) -> Term:
+def weigh_term(term: Term, share: float) -> Term:
     """A term of which only this share counts."""
     return Term(share * term.weight, term.loss)
 

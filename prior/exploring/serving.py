@@ -44,7 +44,7 @@ judge: JSON {"codes": [...], "label": -1, "condition": ...}. Answers {"bits": [.
 null of a prior that is not exact.
 
 What is refused has the status 400 (bad input), 403 (a host or origin that isn't this machine), 404, 405, 411, 413 (over 64 MiB, or
-over 1 MiB of JSON), 415 or 500, and as body {"error": "one sentence for the user"}.
+over 4 MiB of JSON), 415 or 500, and as body {"error": "one sentence for the user"}.
 """
 
 import json
@@ -84,8 +84,9 @@ API = "/api"
 LOOPBACK = "127.0.0.1"
 OWN_NAMES = (LOOPBACK, "localhost", "::1")  # of this machine, in a Host header
 MAX_FILE = 2**26  # bytes of a picture
-MAX_JSON = 2**20
+MAX_JSON = 2**22
 MAX_GRIDS = 64
+GRIDS_AT_ONCE = 8  # large pictures of 64 grids would not fit into memory
 MAX_PORT = 2**16 - 1
 IDLE = 60  # seconds after which a silent connection is closed
 SAMPLER_SETTINGS = (
@@ -103,7 +104,7 @@ HEADERS = {
 }
 
 
-class Refusal(Exception):
+class RefusedRequest(Exception):
     """A request that is refused with this status; the sentence is for the user."""
 
     def __init__(self, status: HTTPStatus, sentence: str) -> None:
@@ -184,7 +185,7 @@ class Models:
 
         def run() -> bytes:
             with deterministic_float32():
-                pictures = self.tokenizer.decode_codes(codes, batch_size=MAX_GRIDS)
+                pictures = self.tokenizer.decode_codes(codes, batch_size=GRIDS_AT_ONCE)
             return b"".join(np.asarray(picture).tobytes() for picture in pictures)
 
         pixels: bytes = self.coding.submit(run).result()
@@ -228,7 +229,7 @@ class Models:
         except Abandoned:
             pass
         except Exception as error:
-            send({"error": explain_failure(error)})
+            send({"error": report_failure(error)})
         finally:
             send(None)
 
@@ -342,7 +343,7 @@ def is_numbers(value: Any) -> bool:
     return all(each is None or type(each) in (int, float) for each in values)
 
 
-def explain_failure(error: BaseException) -> str:
+def report_failure(error: BaseException) -> str:
     """The sentence for what failed. What is no mistake of the user's is also printed, with its traceback."""
     if isinstance(error, InputError):
         return str(error)
@@ -416,13 +417,17 @@ class PageHandler(BaseHTTPRequestHandler):
         elif self.path == "/":
             self.answer(self.server.page, "text/html; charset=utf-8")
         elif self.path in self.actions:
-            raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.path} takes POST")
+            raise RefusedRequest(HTTPStatus.METHOD_NOT_ALLOWED, f"{self.path} takes POST")
         else:
-            raise Refusal(HTTPStatus.NOT_FOUND, f"{self.path} is not there; the page is at /")
+            raise RefusedRequest(
+                HTTPStatus.NOT_FOUND, f"{self.path} is not there; the page is at /"
+            )
 
     def post(self) -> None:
         if self.path not in self.actions:
-            raise Refusal(HTTPStatus.NOT_FOUND, f"{self.path} is no part of the page's interface")
+            raise RefusedRequest(
+                HTTPStatus.NOT_FOUND, f"{self.path} is no part of the page's interface"
+            )
         self.actions[self.path]()
 
     @property
@@ -458,7 +463,7 @@ class PageHandler(BaseHTTPRequestHandler):
         self.wfile.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
 
     def check_caller(self) -> None:
-        """Raise Refusal unless the page itself asks: another site's page could reach this port too, by a name that it lets
+        """Raise RefusedRequest unless the page itself asks: another site's page could reach this port too, by a name that it lets
         resolve to this machine (DNS rebinding) or by a form."""
         host = self.headers.get("Host", "")
         try:
@@ -466,39 +471,41 @@ class PageHandler(BaseHTTPRequestHandler):
         except ValueError:
             name = None
         if name not in OWN_NAMES:
-            raise Refusal(
+            raise RefusedRequest(
                 HTTPStatus.FORBIDDEN,
                 f"the page is served to this machine, as {self.server.address}, and not as {host or 'a host without a name'}",
             )
         origin = self.headers.get("Origin", f"http://{host}")
         if origin != f"http://{host}" or self.headers.get("Sec-Fetch-Site") == "cross-site":
-            raise Refusal(
+            raise RefusedRequest(
                 HTTPStatus.FORBIDDEN, f"only the page itself may ask, and this is {origin}"
             )
 
     def read_json(self) -> Mapping[str, Any]:
-        """The object in the body. Raises Refusal for a body that has none."""
+        """The object in the body. Raises RefusedRequest for a body that has none."""
         content = self.read_body(MAX_JSON, JSON)
         try:
             value = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"the body is no JSON ({error})") from error
+            raise RefusedRequest(
+                HTTPStatus.BAD_REQUEST, f"the body is no JSON ({error})"
+            ) from error
         if not isinstance(value, Mapping):
-            raise Refusal(HTTPStatus.BAD_REQUEST, "the body must be a JSON object")
+            raise RefusedRequest(HTTPStatus.BAD_REQUEST, "the body must be a JSON object")
         return value
 
     def read_body(self, limit: int, *types: str) -> bytes:
-        """The body, of one of these types and up to so many bytes long. Raises Refusal for any other."""
+        """The body, of one of these types and up to so many bytes long. Raises RefusedRequest for any other."""
         if not self.has_length or "Transfer-Encoding" in self.headers:
-            raise Refusal(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
+            raise RefusedRequest(HTTPStatus.LENGTH_REQUIRED, "the request needs a Content-Length")
         kind = self.headers.get_content_type()
         if not kind.startswith(types):
             expected = " or ".join(f"{each}*" if each.endswith("/") else each for each in types)
             sentence = f"the body must be {expected}, and is {kind}"
-            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, sentence)
+            raise RefusedRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, sentence)
         if self.unread > limit:
             sentence = f"{self.unread:,} bytes are too many; up to {limit:,} are taken"
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, sentence)
+            raise RefusedRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, sentence)
         content = self.rfile.read(self.unread)
         self.unread = 0
         return content
@@ -510,12 +517,12 @@ class PageHandler(BaseHTTPRequestHandler):
         while remaining and (part := self.rfile.read(min(remaining, 2**16))):
             remaining -= len(part)
         self.close_connection = True
-        if isinstance(error, Refusal):
+        if isinstance(error, RefusedRequest):
             self.answer_json({"error": str(error)}, error.status)
             return
         is_mistake = isinstance(error, InputError)
         status = HTTPStatus.BAD_REQUEST if is_mistake else HTTPStatus.INTERNAL_SERVER_ERROR
-        self.answer_json({"error": explain_failure(error)}, status)
+        self.answer_json({"error": report_failure(error)}, status)
 
     def answer_json(self, value: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
         self.answer(json.dumps(value, allow_nan=False).encode(), JSON, status)

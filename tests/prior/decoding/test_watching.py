@@ -16,20 +16,20 @@ def test_what_is_watched_is_what_is_drawn(name: str) -> None:
     codes = torch.randint(model.K, (2, model.L))
     known = torch.arange(model.L) % 3 == 0
     watched = codes.clone()
-    seen = known.clone()
+    reported = known.clone()
 
     def watch(places: Tensor, drawn: Tensor) -> None:
         assert drawn.shape[0] == 2
         watched.scatter_(1, places.expand(2, -1), drawn)
         assert not known[places].any()
-        seen[places] = True
+        reported[places] = True
 
     sampler = make_sampler(steps=2, corrector=1, remask=0.5) if model.any_order else make_sampler()
     drawn = model.fill(codes, known, Numbers(0, range(2)), sampler, None, StepCache(False, watch))
     plain = model.fill(codes, known, Numbers(0, range(2)), sampler, None)
     assert drawn.equal(plain)
     assert watched.equal(drawn)
-    assert seen.all()
+    assert reported.all()
 
 
 def test_what_the_watcher_raises_ends_the_drawing() -> None:

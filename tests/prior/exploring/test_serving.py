@@ -153,10 +153,10 @@ def test_a_dropped_file_has_the_codes_of_encode_images(
     assert answer["codes"] == expected.flatten().tolist()
     assert expected.equal(tokenizer.encode_images(content))
     assert (answer["height"], answer["width"]) == (16, 16)
-    seen = np.frombuffer(b64decode(answer["pixels"]), np.uint8).reshape(16, 16, 3)
+    pixels_read = np.frombuffer(b64decode(answer["pixels"]), np.uint8).reshape(16, 16, 3)
     if size == (16, 16):
-        assert (seen == np.asarray(Image.open(BytesIO(content)))).all()
-    again = tokenizer.encode_images(Image.fromarray(seen))
+        assert (pixels_read == np.asarray(Image.open(BytesIO(content)))).all()
+    again = tokenizer.encode_images(Image.fromarray(pixels_read))
     assert again.equal(expected)
 
 
@@ -298,7 +298,7 @@ CODES = [0] * 16
 def test_bad_input_gets_a_sentence(
     servers: dict[str, PageServer], action: str, request_: dict[str, Any], sentence: str
 ) -> None:
-    if request_.get("sampler") == {"steps": 3}:  # found while it draws
+    if request_.get("sampler") == {"steps": 3}:  # noticed while it draws
         [line] = complete(servers["gpt"], **request_)
         assert sentence in line["error"]
         return
@@ -390,12 +390,12 @@ def test_the_command_serves_until_a_signal_and_writes_nothing(
     words = ["stage=explore", "ckpt=run", "serve=true", "accelerator=cpu", "counted=8", "shown=4"]
     run = start(*words, folder=tmp_path)
     try:
-        found = None
-        while found is None and run.poll() is None:
+        address = None
+        while address is None and run.poll() is None:
             time.sleep(0.05)
-            found = re.search(r"the page is at http://127.0.0.1:(\d+)/ until Ctrl-C", run.log)
-        assert found, run.log
-        port = int(found[1])
+            address = re.search(r"the page is at http://127.0.0.1:(\d+)/ until Ctrl-C", run.log)
+        assert address, run.log
+        port = int(address[1])
         page = ask(port, "/")[1].decode()
         [manifest] = re.findall(r'id="manifest">(.*?)</script>', page, re.DOTALL)
         described = json.loads(manifest)
