@@ -111,7 +111,7 @@ WORDS = {
     "stage=vqgan logger=wandbb": "did you mean wandb?",
     "stage=distill": "add ckpt=<run folder of stage=vqgan>",
     "stage=distill ckpt=nowhere": "ckpt=nowhere has no checkpoint",
-    "stage=distill student=large": "did you mean small",
+    "stage=distill student=large": "student=large does not exist; there is small, tiny",
     "stage=extract": "add ckpt=<run folder of stage=vqgan>",
     "stage=extract ckpt=x export=csv": "export=csv must be one of npz, safetensors",
     "stage=extract ckpt=x batch_size=0": "batch_size=0 must be a whole number of at least 1",
