@@ -21,19 +21,15 @@ PAGE = "explore.html"
 
 
 def explore_model(config: DictConfig) -> dict[str, Any] | None:
-    """Write a model as one HTML file that needs no other files, after its graphs have been compared with the model.
-
-    With `serve` the page is served instead, with the model behind it, until a signal ends it.
-    """
+    """Write a model as one HTML file, after its graphs have been compared with it; or serve the page until a signal ends it."""
     with Run.open(config, ckpt=EXPLORED, resumes="has nothing to resume") as run:
         config = run.config
         for name in ("pictures", "counted", "shown", "batch_size", "max_megabytes"):
             check_int(name, config[name], 1)
         check_server(config.serve, config.port)
-        if not config.serve:
-            check_libraries()
         subject = open_subject(config)
         if not config.serve:
+            check_libraries()
             check_size(subject, config.max_megabytes)
         if run.is_dry:
             return preview_page(run, subject)
@@ -46,7 +42,8 @@ def explore_model(config: DictConfig) -> dict[str, Any] | None:
         manifest, parts = describe_page(subject, survey, networks, engine)
         page = render_page(manifest, parts.contents).encode()
         if networks is None:
-            return serve_model(subject, page, config.port, run.device)
+            serve_model(subject, page, config.port, run.device)
+            return None
         folder = run.start(subject.name)
         write_page(folder / PAGE, page)
         result = {
