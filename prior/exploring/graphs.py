@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codegrid.engine.errors import InputError
+from codegrid.engine.errors import InputError, summarize_error
 from prior.exploring.subject import Subject
 from prior.exploring.survey import Survey
 from prior.export.compare import RunGraph
@@ -81,7 +81,7 @@ def make_networks(subject: Subject, survey: Survey) -> Networks:
     """The graphs of a page, each compared with its network. Raises InputError if one differs, and if a library is missing."""
     tokenizer, trained = subject.tokenizer, subject.prior
     examples = Examples.compute(tokenizer, survey.x)
-    files = ONNXExporter().encode_files(tokenizer)
+    files = trace_tokenizer(tokenizer)
     decoder, difference = make_decoder(files["decoder.onnx"], examples)
     encoder, equal = None, None
     if subject.refusal is None:
@@ -99,6 +99,21 @@ def make_networks(subject: Subject, survey: Survey) -> Networks:
         "nats_of_graph": nats,
     }
     return Networks(encoder, decoder, graph, checks)
+
+
+def trace_tokenizer(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files of format=onnx. Raises InputError for networks of the user's own that can't be traced."""
+    try:
+        return ONNXExporter().encode_files(tokenizer)
+    except Exception as error:
+        parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer)
+        strange = [type(part) for part in parts if not type(part).__module__.startswith("vqgan.")]
+        if not strange:
+            raise
+        raise InputError(
+            f"{' or '.join(kind.__name__ for kind in strange)} can't be traced by torch.export ({summarize_error(error)}); add "
+            "serve=true, which runs the model itself"
+        ) from error
 
 
 def number_labels(trained: Prior, labels: Tensor) -> Tensor | None:

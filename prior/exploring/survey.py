@@ -79,7 +79,8 @@ def survey_codes(
     values, picture_labels = images.take_evenly("val", pictures)
     x = images.preprocess(values)
     names = None
-    if images.classes and (picture_labels >= 0).all():
+    known = range(len(images.classes))
+    if all(label in known for label in picture_labels.tolist()):
         names = [images.classes[label] for label in picture_labels.tolist()]
     return Survey(
         x=x,

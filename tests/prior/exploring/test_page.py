@@ -15,7 +15,14 @@ from PIL import Image
 
 from codegrid.engine.errors import InputError
 from prior.exploring import graphs, runtime
-from prior.exploring.graphs import Examples, make_decoder, make_encoder, make_prior, number_labels
+from prior.exploring.graphs import (
+    Examples,
+    make_decoder,
+    make_encoder,
+    make_prior,
+    number_labels,
+    trace_tokenizer,
+)
 from prior.exploring.manifest import describe_page
 from prior.exploring.page import render_page, to_inline_json, write_page
 from prior.exploring.parts import Parts
@@ -28,6 +35,7 @@ from tests.helpers.configs import compose_config
 from tests.helpers.exports import needs_onnx
 from tests.helpers.runs import SMALL_PRIOR, save_prior_run, save_tokenizer_run
 from vqgan.export.onnx import ONNXExporter, ONNXGraph
+from vqgan.tokenizer import Tokenizer
 
 pytestmark = [
     lightning_warnings,
@@ -211,6 +219,24 @@ def test_a_disk_that_refuses_the_page_leaves_no_piece_of_it(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"can't write .*page.html"):
         write_page(tmp_path / "page.html", b"x")
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_network_of_the_users_own_that_cannot_be_traced_is_named(
+    tokenizer_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = open_run(tokenizer_run).tokenizer
+
+    def refuse(self: ONNXExporter, tokenizer: Tokenizer) -> dict[str, bytes]:
+        raise RuntimeError("data-dependent control flow")
+
+    monkeypatch.setattr(ONNXExporter, "encode_files", refuse)
+    with pytest.raises(RuntimeError):
+        trace_tokenizer(tokenizer)
+    tokenizer.decoder.__class__ = type("Mine", (type(tokenizer.decoder),), {"__module__": "mine"})
+    with pytest.raises(
+        InputError, match=r"Mine can't be traced by torch.export .*; add serve=true"
+    ):
+        trace_tokenizer(tokenizer)
 
 
 # onnxruntime-web
