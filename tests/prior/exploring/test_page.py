@@ -20,15 +20,15 @@ from prior.exploring.graphs import (
     make_decoder,
     make_encoder,
     make_prior,
-    number_labels,
+    number_prior_labels,
     trace_tokenizer,
 )
 from prior.exploring.manifest import describe_page
-from prior.exploring.page import render_page, to_inline_json, write_page
-from prior.exploring.parts import Parts
+from prior.exploring.page import build_page, to_inline_json, write_page
+from prior.exploring.parts import PageParts
 from prior.exploring.runtime import BINARY, SCRIPT, load_runtime
-from prior.exploring.subject import Subject, check_size, open_subject
-from prior.exploring.survey import Survey, survey_codes
+from prior.exploring.subject import Subject, check_page_size, open_subject
+from prior.exploring.survey import CodeSurvey, survey_codes
 from prior.load import load_prior
 from tests.helpers.commands import Command, lightning_warnings, read_mistake
 from tests.helpers.configs import compose_config
@@ -46,27 +46,28 @@ FEW = ["data.n_train=32", "data.n_val=12", "data.cache=ram"]
 
 
 def open_run(run: Path) -> Subject:
-    return open_subject(compose_config("stage=explore", f"ckpt={run}"))
+    config = compose_config("stage=explore", f"ckpt={run}")
+    return open_subject(config.ckpt, config.decoder, config.data)
 
 
-def survey(subject: Subject, **sizes: int) -> Survey:
+def survey(subject: Subject, **sizes: int) -> CodeSurvey:
     wanted = {"pictures": 3, "counted": 10, "shown": 5, "batch_size": 4} | sizes
     return survey_codes(subject.tokenizer, subject.images, **wanted, device=torch.device("cpu"))
 
 
-def describe(run: Path, **sizes: int) -> tuple[dict[str, Any], Parts, Survey]:
+def describe(run: Path, **sizes: int) -> tuple[dict[str, Any], PageParts, CodeSurvey]:
     """The manifest of a page with a server, which needs no networks."""
     subject = open_run(run)
     surveyed = survey(subject, **sizes)
     return *describe_page(subject, surveyed, None, None), surveyed
 
 
-def read_array(array: dict[str, Any], parts: Parts) -> np.ndarray:
+def read_array(array: dict[str, Any], parts: PageParts) -> np.ndarray:
     """As a browser reads it."""
     return np.frombuffer(parts.contents[array["part"]], f"<{np.dtype(array['type']).str[1:]}").reshape(array["shape"])  # fmt: skip
 
 
-def read_cells(sprite: dict[str, Any], parts: Parts) -> np.ndarray:
+def read_cells(sprite: dict[str, Any], parts: PageParts) -> np.ndarray:
     """The pictures (n, h, w, ...) of a sprite, row by row."""
     sheet = np.asarray(Image.open(io.BytesIO(parts.contents[sprite["part"]])))
     (h, w), columns = sprite["cell"], sprite["columns"]
@@ -182,16 +183,16 @@ def test_a_page_that_is_too_large_is_refused_before_anything_is_encoded(
     tokenizer_run: Path,
 ) -> None:
     subject = open_run(tokenizer_run)
-    check_size(subject, 100)
+    check_page_size(subject, 100)
     with pytest.raises(InputError, match=r"about 5 megabytes, and max_megabytes=4 are allowed"):
-        check_size(subject, 4)
+        check_page_size(subject, 4)
 
 
 def test_a_name_cannot_end_the_element_that_it_lies_in(tokenizer_run: Path) -> None:
     title = '</script><script>alert("x")</script><!--'
     assert json.loads(to_inline_json({"title": title})) == {"title": title}
     manifest, parts, _ = describe(tokenizer_run)
-    page = render_page({**manifest, "title": title}, parts.contents)
+    page = build_page({**manifest, "title": title}, parts.contents)
     assert "alert(" not in page.replace("\\u003cscript>alert(", "").replace(
         "&lt;script&gt;alert(", ""
     )
@@ -202,7 +203,7 @@ def test_a_name_cannot_end_the_element_that_it_lies_in(tokenizer_run: Path) -> N
 def test_all_parts_are_in_the_page_and_whole(tokenizer_run: Path) -> None:
     manifest, parts, _ = describe(tokenizer_run)
     parts.add("odd", bytes(range(256)))
-    page = render_page(manifest, parts.contents)
+    page = build_page(manifest, parts.contents)
     assert read_parts(page) == parts.contents
     assert "http://" not in page.replace("http://www.w3.org/", "")
 
@@ -249,7 +250,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / SCRIPT).write_text("export const x = 1;")
     (folder / BINARY).write_bytes(b"\0asm")
-    digests = {name: runtime.hash_file((folder / name).read_bytes()) for name in (SCRIPT, BINARY)}
+    digests = {
+        name: runtime.hash_content((folder / name).read_bytes()) for name in (SCRIPT, BINARY)
+    }
     monkeypatch.setattr(runtime, "SHA256", digests)
     return folder
 
@@ -354,9 +357,9 @@ def test_networks_that_are_not_the_models_are_refused(
         make_encoder(files_of["encoder.onnx"], Examples(examples.images, wrong, examples.decoded))
     assert subject.prior is not None
     trained = subject.prior
-    labels = number_labels(trained, surveyed.labels % 3)
+    labels = number_prior_labels(trained, surveyed.labels % 3)
     _, own, nats = make_prior(trained, surveyed.codes, labels)
-    assert number_labels(trained, torch.tensor([2, 5])).tolist() == [-1, -1]  # type: ignore[union-attr]
+    assert number_prior_labels(trained, torch.tensor([2, 5])).tolist() == [-1, -1]  # type: ignore[union-attr]
     flat = surveyed.codes.flatten(1)
     with torch.no_grad():
         logits = trained.model(flat, labels)
