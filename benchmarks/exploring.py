@@ -79,6 +79,7 @@ const idle = async () => {
   }
   codegrid.setHover({ row: Math.floor(codegrid.layer.rows / 2), column: Math.floor(codegrid.layer.columns / 2) });
   document.getElementById("status").textContent = "";
+  document.documentElement.style.overflow = "hidden"; // no scroll bar
   await new Promise((resolve) => setTimeout(resolve, 300));
 })().then(() => done(null), (error) => done(String(error)));"""
 UNTRAINED = {
@@ -130,7 +131,7 @@ def open_page(page: Path) -> Iterator[Any]:
 
 
 def save_picture(page: Path, file: Path) -> None:
-    """The page as a visitor finds it after a few clicks, 1280 pixels wide, in 256 colours."""
+    """The page as a visitor finds it after a few clicks, 1280 pixels wide."""
     with open_page(page) as browser:
         if (problem := browser.execute_async_script(SHOW)) is not None:
             raise RuntimeError(problem)
@@ -141,7 +142,7 @@ def save_picture(page: Path, file: Path) -> None:
         browser.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0], 300))")
         shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip})
     with Image.open(BytesIO(b64decode(shot["data"]))) as image:
-        image.convert("RGB").quantize(256).save(file, optimize=True)
+        image.convert("RGB").save(file, optimize=True)
 
 
 def read_cpu_seconds(root: int) -> float:
