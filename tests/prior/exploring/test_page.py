@@ -210,8 +210,8 @@ def test_all_parts_are_in_the_page_and_whole(tokenizer_run: Path) -> None:
 
 def read_parts(page: str) -> dict[str, bytes]:
     """The parts of a page, as its script reads them."""
-    found = re.findall(r'id="part-([\w-]+)"( data-gzip)?>(.*?)</script>', page, re.DOTALL)
-    raw = {name: (base64.b64decode(text), bool(packed)) for name, packed, text in found}
+    elements = re.findall(r'id="part-([\w-]+)"( data-gzip)?>(.*?)</script>', page, re.DOTALL)
+    raw = {name: (base64.b64decode(text), bool(packed)) for name, packed, text in elements}
     return {name: gzip.decompress(part) if packed else part for name, (part, packed) in raw.items()}
 
 
@@ -284,8 +284,8 @@ def test_npm_is_asked_once(files: Path, tmp_path: Path, monkeypatch: pytest.Monk
     first = load_runtime(None, tmp_path / "cache")
     assert load_runtime(None, tmp_path / "cache") == first
     assert calls.read_text().split() == ["called"]
-    kept = [file for file in (tmp_path / "cache").rglob("*") if file.suffix in (".mjs", ".wasm")]
-    assert sorted(file.name for file in kept) == sorted([SCRIPT, BINARY])
+    cached = [file for file in (tmp_path / "cache").rglob("*") if file.suffix in (".mjs", ".wasm")]
+    assert sorted(file.name for file in cached) == sorted([SCRIPT, BINARY])
 
 
 def test_without_a_network_one_sentence_says_the_ways_out(
