@@ -7,9 +7,9 @@ from omegaconf import DictConfig
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import check_int
 from codegrid.engine.run import Run
+from prior.exploring.document import build_page, write_page
 from prior.exploring.graphs import check_libraries, make_networks
 from prior.exploring.manifest import describe_page
-from prior.exploring.page import build_page, write_page
 from prior.exploring.preview import preview_page
 from prior.exploring.runtime import load_runtime
 from prior.exploring.server import check_server, serve_model

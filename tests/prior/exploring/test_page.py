@@ -15,6 +15,7 @@ from PIL import Image
 
 from codegrid.engine.errors import InputError
 from prior.exploring import graphs, runtime
+from prior.exploring.document import build_page, to_inline_json, write_page
 from prior.exploring.graphs import (
     Examples,
     make_decoder,
@@ -24,7 +25,6 @@ from prior.exploring.graphs import (
     trace_tokenizer,
 )
 from prior.exploring.manifest import describe_page
-from prior.exploring.page import build_page, to_inline_json, write_page
 from prior.exploring.parts import PageParts
 from prior.exploring.runtime import BINARY, SCRIPT, load_runtime
 from prior.exploring.subject import Subject, check_page_size, open_subject

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from codegrid.data.decode import decode
 from codegrid.data.form import Form
 from prior.decoding.sampling import Sampler, make_sampler
-from prior.exploring.page import PAGE_FOLDER
+from prior.exploring.document import PAGE_FOLDER
 from prior.exploring.scripts import join_scripts
 from prior.models.diffusion import Diffusion
 from prior.models.maskgit import MaskGIT
