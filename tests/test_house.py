@@ -9,6 +9,7 @@ import sys
 import tomllib
 import warnings
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -393,4 +394,5 @@ def test_an_installed_program_has_all_packages_and_their_files() -> None:
             assert (file.parent / "__init__.py").is_file(), file
             if file.suffix != ".py":
                 package_name = module_name(file.parent / "x").rpartition(".")[0]
-                assert file.name in described["package-data"][package_name], file
+                patterns = described["package-data"][package_name]
+                assert any(fnmatch(file.name, pattern) for pattern in patterns), file

@@ -20,7 +20,7 @@ DISTANCES = 2**24  # that are held at a time
 COMPONENTS = 16  # of the vectors that are sorted
 ASSIGNED = 1024  # cells that are sorted at once, of small maps
 ASSIGNED_LARGE = 256
-SHRINK = 0.85  # of the radius from one round to the next
+RADIUS_STEP = 0.85  # of the radius from one round to the next
 DECODED_PIXELS = 2**26  # at most, to show codes that no image has
 DECODED_AT_ONCE = 16  # images
 CODE_SIDE = 32  # pixels of a picture of a code without a place, at most
@@ -62,7 +62,7 @@ def sort_codes(vectors: Tensor) -> Sheet:
     size = n if n <= ASSIGNED else ASSIGNED_LARGE
     radius = max(rows, columns) / 3
     while radius >= 1:
-        blurred = blur(v, occupant, rows, columns, int(radius))
+        blurred = blur_sheet(v, occupant, rows, columns, int(radius))
         shuffled = rng.permutation(n)
         for first in range(0, n, size):
             cells = shuffled[first : first + size]
@@ -73,7 +73,7 @@ def sort_codes(vectors: Tensor) -> Sheet:
             cost[here] = (target**2).sum(1) - 2 * v[codes[here]] @ target.T
             _, chosen = linear_sum_assignment(cost)
             occupant[cells[chosen]] = codes
-        radius *= SHRINK
+        radius *= RADIUS_STEP
     cells_of = np.empty(K, np.int64)
     taken = np.flatnonzero(occupant >= 0)
     cells_of[occupant[taken]] = taken
@@ -85,11 +85,11 @@ def project(vectors: Tensor) -> NDArray[np.float32]:
     x = vectors.double().cpu()
     x = x - x.mean(0)
     _, axes = torch.linalg.eigh(x.T @ x)  # in the order of their variance
-    kept = x @ axes.flip(1)[:, :COMPONENTS]
-    return (kept / kept.std().clamp(min=1e-12)).float().numpy()
+    components = x @ axes.flip(1)[:, :COMPONENTS]
+    return (components / components.std().clamp(min=1e-12)).float().numpy()
 
 
-def blur(
+def blur_sheet(
     v: NDArray[np.float32], occupant: NDArray[np.int64], rows: int, columns: int, radius: int
 ) -> NDArray[np.float32]:
     """The mean of the vectors around each cell, (cells, width); empty cells count for nothing."""
@@ -104,17 +104,17 @@ def blur(
     return mean
 
 
-def find_neighbours(vectors: Tensor, n: int = NEIGHBOURS) -> Tensor:
+def list_nearest(vectors: Tensor, n: int = NEIGHBOURS) -> Tensor:
     """The n codes nearest to each one of vectors (K, width), the nearest first, (K, n) int64; fewer if there are fewer codes."""
     codes = vectors.float()
     n = min(n, len(codes) - 1)
-    found = []
+    nearest = []
     offsets = codes.square().sum(1)
     for numbers in torch.arange(len(codes)).split(max(1, DISTANCES // len(codes))):
         distances = torch.addmm(offsets, codes[numbers], codes.T, alpha=-2)
         distances.scatter_(1, numbers[:, None], math.inf)
-        found.append(distances.topk(n, largest=False).indices)
-    return torch.cat(found)
+        nearest.append(distances.topk(n, largest=False).indices)
+    return torch.cat(nearest)
 
 
 class PatchMeans:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codegrid.engine.errors import InputError
+from codegrid.engine.errors import InputError, summarize_error
 from prior.exploring.subject import Subject
-from prior.exploring.survey import Survey
+from prior.exploring.survey import CodeSurvey
 from prior.export.compare import RunGraph
 from prior.export.graphs import describe_graph, start_inputs
 from prior.export.programs import ONNXPrior
@@ -26,13 +26,13 @@ from vqgan.tokenizer import Tokenizer
 
 JUDGED = 32  # grids
 MIN_WEIGHTS = 256  # smaller tensors stay as they are
-MAX_DIFFERENCE = 1 / 255  # of a pixel in [0, 1]
+MAX_PIXEL_DIFFERENCE = 1 / 255  # of a pixel in [0, 1]
 MARGIN = (
     0.5  # of a limit, that weights in float16 may take: the browser's arithmetic takes some too
 )
-MIN_EQUAL_CODES = 0.99
+MIN_EQUAL = 0.99
 MAX_NATS = 2e-3  # per token
-WEIGHTS = ("tokenizer.", "model.")  # names of a module's own tensors
+WEIGHT_NAMES = ("tokenizer.", "model.")  # names of a module's own tensors
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Networks:
+class PageNetworks:
     """The graphs of a page, and how they compare with the model; `checks` are as the manifest has them."""
 
     encoder: Graph | None
@@ -77,11 +77,11 @@ class Networks:
     checks: dict[str, Any]
 
 
-def make_networks(subject: Subject, survey: Survey) -> Networks:
+def make_networks(subject: Subject, survey: CodeSurvey) -> PageNetworks:
     """The graphs of a page, each compared with its network. Raises InputError if one differs, and if a library is missing."""
     tokenizer, trained = subject.tokenizer, subject.prior
     examples = Examples.compute(tokenizer, survey.x)
-    files = ONNXExporter().encode_files(tokenizer)
+    files = trace_tokenizer(tokenizer)
     decoder, difference = make_decoder(files["decoder.onnx"], examples)
     encoder, equal = None, None
     if subject.refusal is None:
@@ -89,7 +89,7 @@ def make_networks(subject: Subject, survey: Survey) -> Networks:
     graph, own_nats, nats = None, None, None
     if trained is not None and subject.prior_refusal is None:
         n = min(JUDGED, len(survey.codes))
-        labels = number_labels(trained, survey.labels[:n])
+        labels = number_prior_labels(trained, survey.labels[:n])
         graph, own_nats, nats = make_prior(trained, survey.codes[:n], labels)
     checks = {
         "pictures": len(survey.x),
@@ -98,10 +98,25 @@ def make_networks(subject: Subject, survey: Survey) -> Networks:
         "nats": own_nats,
         "nats_of_graph": nats,
     }
-    return Networks(encoder, decoder, graph, checks)
+    return PageNetworks(encoder, decoder, graph, checks)
 
 
-def number_labels(trained: Prior, labels: Tensor) -> Tensor | None:
+def trace_tokenizer(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files of format=onnx. Raises InputError for networks of the user's own that can't be traced."""
+    try:
+        return ONNXExporter().encode_files(tokenizer)
+    except Exception as error:
+        parts = (tokenizer.encoder, tokenizer.decoder, tokenizer.quantizer)
+        strange = [type(part) for part in parts if not type(part).__module__.startswith("vqgan.")]
+        if not strange:
+            raise
+        raise InputError(
+            f"{' or '.join(kind.__name__ for kind in strange)} can't be traced by torch.export ({summarize_error(error)}); add "
+            "serve=true, which runs the model itself"
+        ) from error
+
+
+def number_prior_labels(trained: Prior, labels: Tensor) -> Tensor | None:
     """What the prior is given for images with these labels: their classes, no class if it knows others, no vector, or nothing."""
     model = trained.model
     if model.classes:
@@ -137,7 +152,7 @@ def make_decoder(content: bytes, examples: Examples) -> tuple[Graph, float]:
             )
         )
 
-    graph, difference = choose_precision(content, NAMES["decoder"], differ, MAX_DIFFERENCE)
+    graph, difference = choose_precision(content, NAMES["decoder"], differ, MAX_PIXEL_DIFFERENCE)
     if graph is None:
         raise InputError(
             f"the page would show other pictures than the tokenizer: pixels differ by {difference * 255:.3g} of 255, where 1 is "
@@ -157,10 +172,10 @@ def make_encoder(content: bytes, examples: Examples) -> tuple[Graph, float]:
         codes = [run({NAMES["encoder"][0]: part})[0] for part in examples.images.split(16)]
         return 1 - float((torch.cat(codes) == examples.codes[:n]).float().mean())
 
-    graph, difference = choose_precision(content, NAMES["encoder"], differ, 1 - MIN_EQUAL_CODES)
+    graph, difference = choose_precision(content, NAMES["encoder"], differ, 1 - MIN_EQUAL)
     if graph is None:
         raise InputError(
-            f"the page would make other codes than the tokenizer: only {1 - difference:.1%} are equal, where {MIN_EQUAL_CODES:.0%} "
+            f"the page would make other codes than the tokenizer: only {1 - difference:.1%} are equal, where {MIN_EQUAL:.0%} "
             "must be; open an issue with the run's config.yaml"
         )
     return graph, 1 - difference
@@ -177,7 +192,7 @@ def make_prior(trained: Prior, codes: Tensor, labels: Tensor | None) -> tuple[Gr
     expected = measure_own_nats(model, codes, labels)
 
     def differ(run: RunGraph) -> float:
-        return abs(measure_nats(model, run, codes, labels) - expected)
+        return abs(measure_graph_nats(model, run, codes, labels) - expected)
 
     names = tuple(signature.inputs), signature.outputs
     graph, difference = choose_precision(content, names, differ, MAX_NATS)
@@ -186,7 +201,7 @@ def make_prior(trained: Prior, codes: Tensor, labels: Tensor | None) -> tuple[Gr
             f"the page would have another prior than ckpt: their likelihoods differ by {difference:.2g} nats a token, where "
             f"{MAX_NATS:g} is allowed; open an issue with the run's config.yaml"
         )
-    return graph, expected, measure_nats(model, ONNXGraph(graph.content), codes, labels)
+    return graph, expected, measure_graph_nats(model, ONNXGraph(graph.content), codes, labels)
 
 
 def choose_precision(
@@ -218,7 +233,7 @@ def halve_weights(content: bytes) -> bytes:
     graph = model.graph
     nodes, tensors = [], []
     for tensor in graph.initializer:
-        is_weight = tensor.name.startswith(WEIGHTS) and tensor.data_type == TensorProto.FLOAT
+        is_weight = tensor.name.startswith(WEIGHT_NAMES) and tensor.data_type == TensorProto.FLOAT
         if is_weight and np.prod(tensor.dims) >= MIN_WEIGHTS:
             values = numpy_helper.to_array(tensor)
             if np.abs(values).max() < np.finfo(np.float16).max:
@@ -235,7 +250,9 @@ def halve_weights(content: bytes) -> bytes:
 
 
 @torch.no_grad()
-def measure_nats(model: PriorModel, run: RunGraph, codes: Tensor, labels: Tensor | None) -> float:
+def measure_graph_nats(
+    model: PriorModel, run: RunGraph, codes: Tensor, labels: Tensor | None
+) -> float:
     """The mean of -log p of codes (n, *shape) in nats, by a graph of the prior: of all codes, each given those before it, or, of a
     prior that fills in masked codes, of those that `mask_half` masks."""
     flat = codes.flatten(1)

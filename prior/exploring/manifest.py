@@ -87,12 +87,12 @@ from torch import Tensor, nn
 from codegrid.engine.version import VERSION
 from prior.decoding.sampling import make_sampler
 from prior.exploring import runtime
-from prior.exploring.atlas import MAX_MAPPED, find_neighbours, picture_table, sort_codes
-from prior.exploring.graphs import Networks
-from prior.exploring.parts import Parts
+from prior.exploring.atlas import MAX_MAPPED, list_nearest, picture_table, sort_codes
+from prior.exploring.graphs import PageNetworks
+from prior.exploring.parts import PageParts
 from prior.exploring.runtime import Runtime
 from prior.exploring.subject import Subject
-from prior.exploring.survey import Survey
+from prior.exploring.survey import CodeSurvey
 from prior.export.graphs import cache_shape, describe_graph
 from prior.models.gpt import GPT
 from prior.models.masked import Masked
@@ -100,7 +100,7 @@ from prior.models.maskgit import MaskGIT
 from prior.prior import Prior
 from vqgan.tokenizer import Tokenizer
 
-FORMAT = 1
+PAGE_FORMAT = 1
 IN_PLACE = "the mean of what images show where they have this code"
 EVERYWHERE = "a picture that has this code everywhere"
 SERVER = "/api"
@@ -108,25 +108,25 @@ LOSSLESS_BYTES = 2**20  # of pixels
 
 
 def describe_page(
-    subject: Subject, survey: Survey, networks: Networks | None, engine: Runtime | None
-) -> tuple[dict[str, Any], Parts]:
+    subject: Subject, survey: CodeSurvey, networks: PageNetworks | None, engine: Runtime | None
+) -> tuple[dict[str, Any], PageParts]:
     """The manifest of a page and its parts; without networks and onnxruntime-web the page asks a server."""
-    tokenizer, parts = subject.tokenizer, Parts()
+    tokenizer, parts = subject.tokenizer, PageParts()
     codebooks = describe_codebooks(tokenizer, survey, parts)
     K = tokenizer.K
     assert K is not None
     is_served = networks is None
     return {
-        "format": FORMAT,
+        "format": PAGE_FORMAT,
         "title": subject.name,
         "made": {
             "codegrid": VERSION,
-            "onnxruntime_web": None if is_served else runtime.VERSION,
+            "onnxruntime_web": None if is_served else runtime.RUNTIME_VERSION,
             "date": date.today().isoformat(),
         },
         "model": describe_model(subject),
         "image": describe_image(subject),
-        "codes": describe_codes(tokenizer, len(codebooks)),
+        "codes": describe_code_layout(tokenizer, len(codebooks)),
         "codebooks": codebooks,
         "patches_show": IN_PLACE if survey.patches is not None else EVERYWHERE,
         "pictures": {
@@ -188,7 +188,7 @@ def describe_image(subject: Subject) -> dict[str, Any]:
     }
 
 
-def describe_codes(tokenizer: Tokenizer, tables: int) -> dict[str, Any]:
+def describe_code_layout(tokenizer: Tokenizer, tables: int) -> dict[str, Any]:
     """How an image's codes are arranged."""
     quantizer, (h, w) = tokenizer.quantizer, tokenizer.grid
     is_scaled = tokenizer.is_spatial and not tokenizer.is_gridded
@@ -214,7 +214,7 @@ def describe_codes(tokenizer: Tokenizer, tables: int) -> dict[str, Any]:
 
 
 def describe_codebooks(
-    tokenizer: Tokenizer, survey: Survey, parts: Parts
+    tokenizer: Tokenizer, survey: CodeSurvey, parts: PageParts
 ) -> list[dict[str, Any] | None]:
     """The map of each table; None for one that is too large."""
     vectors = tokenizer.quantizer.codebooks()
@@ -227,7 +227,7 @@ def describe_codebooks(
         sheet = sort_codes(own)
         p = counts.double() / counts.sum().clamp(min=1)
         pictures = picture_table(tokenizer, survey.patches, table, use)
-        neighbours = find_neighbours(own).numpy().astype(np.uint32)
+        neighbours = list_nearest(own).numpy().astype(np.uint32)
         described.append(
             {
                 "use": parts.add_array(f"use-{table}", counts.numpy().astype(np.uint32)),
@@ -242,13 +242,13 @@ def describe_codebooks(
     return described
 
 
-def add_patches(pictures: Tensor, table: int, parts: Parts) -> dict[str, Any]:
+def add_patches(pictures: Tensor, table: int, parts: PageParts) -> dict[str, Any]:
     """The sprite of a table's patches, without loss if it is small."""
     return parts.add_sprite(f"patches-{table}", pictures, pictures.numel() <= LOSSLESS_BYTES)
 
 
 def describe_networks(
-    subject: Subject, networks: Networks | None, parts: Parts
+    subject: Subject, networks: PageNetworks | None, parts: PageParts
 ) -> dict[str, dict[str, Any] | None]:
     """The graphs, and what the page has to know of a prior to draw from it; without networks the latter alone."""
     described: dict[str, dict[str, Any] | None] = {"encoder": None, "decoder": None, "prior": None}
@@ -259,13 +259,13 @@ def describe_networks(
     if subject.prior is not None and subject.prior_refusal is None:
         graph = networks.prior if networks is not None else None
         described["prior"] = {
-            **describe_prior(subject.prior),
+            **describe_sampling(subject.prior),
             **({} if graph is None else parts.add_graph("prior", graph)),
         }
     return described
 
 
-def describe_prior(trained: Prior) -> dict[str, Any]:
+def describe_sampling(trained: Prior) -> dict[str, Any]:
     """How codes are drawn from a prior."""
     model = trained.model
     is_masked = isinstance(model, Masked)
@@ -290,7 +290,7 @@ def describe_prior(trained: Prior) -> dict[str, Any]:
     }
 
 
-def add_runtime(engine: Runtime, parts: Parts) -> dict[str, Any]:
+def add_runtime(engine: Runtime, parts: PageParts) -> dict[str, Any]:
     """The two files of onnxruntime-web."""
     return {
         "script": parts.add("runtime-script", engine.script),

@@ -16,7 +16,7 @@ MAX_SIDE = 16383  # pixels of a WebP file
 TYPES = ("uint8", "uint16", "uint32", "float32")
 
 
-class Parts:
+class PageParts:
     """The bytes of each part by its name. Each method adds one, and returns what the manifest says of it."""
 
     def __init__(self) -> None:

@@ -15,8 +15,8 @@ from codegrid.engine.console import log_line
 from codegrid.engine.errors import InputError
 from codegrid.engine.locks import Lock
 
-VERSION = "1.30.0"
-PACKAGE = f"onnxruntime-web@{VERSION}"
+RUNTIME_VERSION = "1.30.0"
+PACKAGE = f"onnxruntime-web@{RUNTIME_VERSION}"
 SCRIPT = "ort.wasm.bundle.min.mjs"  # the only build that needs no file beside the page
 BINARY = "ort-wasm-simd-threaded.wasm"
 SHA256 = {
@@ -25,7 +25,7 @@ SHA256 = {
 }
 LICENCE = {
     "name": "ONNX Runtime Web",
-    "version": VERSION,
+    "version": RUNTIME_VERSION,
     "licence": "MIT",
     "copyright": "Copyright (c) Microsoft Corporation",
     "text": Path(__file__).with_name("mit.txt").read_text(),
@@ -48,11 +48,11 @@ class Runtime:
 def load_runtime(folder: str | None, cache_dir: str | Path) -> Runtime:
     """The two files, from a folder of the user's, or from the cache, where npm puts them if they are missing.
 
-    Raises InputError for files that are not those of VERSION, and if they can't be downloaded.
+    Raises InputError for files that are not those of RUNTIME_VERSION, and if they can't be downloaded.
     """
     if folder is not None:
         return read_runtime(Path(folder), f"runtime={folder}")
-    cached = Path(cache_dir) / f"onnxruntime-web-{VERSION}"
+    cached = Path(cache_dir) / f"onnxruntime-web-{RUNTIME_VERSION}"
     if not is_complete(cached):
         cached.parent.mkdir(parents=True, exist_ok=True)
         lock = Lock(cached.with_name(f"{cached.name}.lock"))
@@ -77,7 +77,7 @@ def read_runtime(folder: Path, what: str) -> Runtime:
                 f"{what} has no {name}; it must have {SCRIPT} and {BINARY} of {PACKAGE}"
             )
         contents[name] = file.read_bytes()
-        if hash_file(contents[name]) != digest:
+        if hash_content(contents[name]) != digest:
             raise InputError(
                 f"{file} is not the file of {PACKAGE}: its SHA-256 differs; remove it, or name another folder with "
                 "runtime=<folder>"
@@ -85,7 +85,7 @@ def read_runtime(folder: Path, what: str) -> Runtime:
     return Runtime(contents[SCRIPT], contents[BINARY])
 
 
-def hash_file(content: bytes) -> str:
+def hash_content(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 

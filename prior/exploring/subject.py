@@ -1,8 +1,8 @@
 """What is explored: a tokenizer with its images, and a prior where `ckpt` is one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-
-from omegaconf import DictConfig
+from typing import Any
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.shown import choose_shown
@@ -71,24 +71,26 @@ class Subject:
         return None
 
 
-def open_subject(config: DictConfig) -> Subject:
-    """The run that `ckpt` names. Raises InputError for a continuous tokenizer, and for what can't be read."""
-    ckpt = config.ckpt
+def open_subject(ckpt: str, decoder: str | None, places: Mapping[str, Any]) -> Subject:
+    """The run that `ckpt` names, with its images in these places.
+
+    Raises InputError for a continuous tokenizer, and for what can't be read.
+    """
     header = read_checkpoint(ckpt, "vqgan", "prior")["codegrid"]
     name = find_checkpoint(ckpt).parent.parent.resolve().name
     if header["stage"] == "prior":
-        trained = load_prior(ckpt, config.decoder)
+        trained = load_prior(ckpt, decoder)
         tokenizer, data = trained.tokenizer, trained.data
     else:
-        refuse_decoder(ckpt, config.decoder)
+        refuse_decoder(ckpt, decoder)
         tokenizer, described = load_tokenizer(ckpt)
         require_codes(tokenizer, f"ckpt={ckpt} is continuous and has no codes to explore")
         trained, data = None, described["data"]
-    images = load_images(data, config.data, ckpt)
+    images = load_images(data, places, ckpt)
     return Subject(tokenizer, images, trained, name, header["config"].get("id"))
 
 
-def check_size(subject: Subject, most: int) -> None:
+def check_page_size(subject: Subject, most: int) -> None:
     """Raise InputError if the page of this model would have more than so many megabytes by its weights in float16 alone."""
     modules = [subject.tokenizer, *([] if subject.prior is None else [subject.prior.model])]
     weights = sum(p.numel() for module in modules for p in module.parameters())

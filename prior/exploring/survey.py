@@ -15,7 +15,7 @@ THUMBNAIL_SIDE = 64  # pixels, at most
 
 
 @dataclass(frozen=True)
-class Survey:
+class CodeSurvey:
     """Validation images and their codes.
 
     x               the run's pictures (p, C, H, W) float32 in [-1, 1], evenly from the set, as in the pictures of its training
@@ -51,7 +51,7 @@ def survey_codes(
     shown: int,
     batch_size: int,
     device: torch.device,
-) -> Survey:
+) -> CodeSurvey:
     """Encode `counted` validation images, or all if there are fewer, evenly from the set, `batch_size` at a time; `pictures` are
     kept whole, and `shown` of the counted ones as thumbnails."""
     samples = images.samples("val")
@@ -66,12 +66,12 @@ def survey_codes(
             values, own_labels = samples.__getitems__(numbers[first : first + batch_size])
             x = images.preprocess(values)
             own = tokenizer.indices(x.to(device)).cpu()
-            seen = tokenizer.rules.to_picture(x)
+            small = tokenizer.rules.to_picture(x)
             if patches is not None:
-                patches.add(seen, own)
+                patches.add(small, own)
             use.update(own)
             here = chosen[(first <= chosen) & (chosen < first + len(x))] - first
-            thumbnails.append(pool(seen[here], THUMBNAIL_SIDE))
+            thumbnails.append(pool(small[here], THUMBNAIL_SIDE))
             codes.append(own)
             labels.append(own_labels)
             bar.update(len(x))
@@ -79,9 +79,10 @@ def survey_codes(
     values, picture_labels = images.take_evenly("val", pictures)
     x = images.preprocess(values)
     names = None
-    if images.classes and (picture_labels >= 0).all():
+    known = range(len(images.classes))
+    if all(label in known for label in picture_labels.tolist()):
         names = [images.classes[label] for label in picture_labels.tolist()]
-    return Survey(
+    return CodeSurvey(
         x=x,
         picture_codes=tokenizer.indices(x),
         names=names,

@@ -7,13 +7,13 @@ from omegaconf import DictConfig
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import check_int
 from codegrid.engine.run import Run
+from prior.exploring.document import build_page, write_page
 from prior.exploring.graphs import check_libraries, make_networks
 from prior.exploring.manifest import describe_page
-from prior.exploring.page import render_page, write_page
 from prior.exploring.preview import preview_page
 from prior.exploring.runtime import load_runtime
 from prior.exploring.serving import check_server, serve_model
-from prior.exploring.subject import check_size, open_subject
+from prior.exploring.subject import check_page_size, open_subject
 from prior.exploring.survey import survey_codes
 
 EXPLORED = "the model to explore; add ckpt=<run folder of stage=vqgan, or of stage=prior>"
@@ -27,10 +27,10 @@ def explore_model(config: DictConfig) -> dict[str, Any] | None:
         for name in ("pictures", "counted", "shown", "batch_size", "max_megabytes"):
             check_int(name, config[name], 1)
         check_server(config.serve, config.port)
-        subject = open_subject(config)
+        subject = open_subject(config.ckpt, config.decoder, config.data)
         if not config.serve:
             check_libraries()
-            check_size(subject, config.max_megabytes)
+            check_page_size(subject, config.max_megabytes)
         if run.is_dry:
             return preview_page(run, subject)
         engine = None if config.serve else load_runtime(config.runtime, config.cache_dir)
@@ -40,7 +40,7 @@ def explore_model(config: DictConfig) -> dict[str, Any] | None:
         )  # fmt: skip
         networks = None if config.serve else make_networks(subject, survey)
         manifest, parts = describe_page(subject, survey, networks, engine)
-        page = render_page(manifest, parts.contents).encode()
+        page = build_page(manifest, parts.contents).encode()
         if networks is None:
             serve_model(subject, page, config.port, run.device)
             return None

@@ -214,7 +214,12 @@ export class Boards {
 
   drawOriginal() {
     const { source } = this.app.editor;
-    this.drawImage("original", source.image ?? source.decoded);
+    const image = source.image ?? source.decoded;
+    const { clientWidth } = this.canvases.original;
+    const isDrawn = this.originalDrawn?.image === image && this.originalDrawn.clientWidth === clientWidth;
+    if (isDrawn && this.originalDrawn.ground === this.colours.ground) return;
+    this.originalDrawn = { image, clientWidth, ground: this.colours.ground };
+    this.drawImage("original", image);
   }
 
   drawDifference() {

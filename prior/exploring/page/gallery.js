@@ -4,6 +4,7 @@ import { makeSwatch, element } from "./inspector.js";
 import { makeCanvas } from "./assets.js";
 
 const SWATCHES = 40;
+const REST = 120; // ms after the last edit
 
 export class Gallery {
   constructor(app) {
@@ -11,6 +12,7 @@ export class Gallery {
     this.strip = document.getElementById("strip");
     this.palette = document.getElementById("palette");
     this.thumbs = [];
+    this.swatches = new Map();
     const add = element("button", "thumb add");
     add.type = "button";
     add.id = "open-here";
@@ -22,7 +24,10 @@ export class Gallery {
     for (const picture of app.assets.pictures) this.add(picture, picture.name);
     app.editor.addEventListener("source", () => this.mark());
     for (const name of ["brush", "layer"]) app.addEventListener(name, () => this.request());
-    app.editor.addEventListener("grid", () => this.request());
+    app.editor.addEventListener("grid", () => {
+      clearTimeout(this.timer); // not while a stroke is painted
+      this.timer = setTimeout(() => this.request(), REST);
+    });
     this.mark();
     this.request();
   }
@@ -58,6 +63,14 @@ export class Gallery {
     });
   }
 
+  /** A swatch of the layer's codebook; most of them stay from one edit to the next. */
+  reuseSwatch(code, choose) {
+    const { layer, codebook } = this.app;
+    const key = `${layer.table}:${code}`;
+    if (!this.swatches.has(key)) this.swatches.set(key, makeSwatch(codebook, code, choose));
+    return this.swatches.get(key);
+  }
+
   showPalette() {
     const { app } = this;
     const { grid } = app.editor;
@@ -73,7 +86,7 @@ export class Gallery {
       const brush = makeSwatch(app.codebook, app.code, () => document.getElementById("map").scrollIntoView({ behavior: "smooth", block: "center" }), `Code ${app.code} is on the brush`);
       brush.classList.add("brush");
       const words = element("span", "quiet", `${codes.length} in use`);
-      const swatches = codes.slice(0, SWATCHES).map((code) => makeSwatch(app.codebook, code, choose));
+      const swatches = codes.slice(0, SWATCHES).map((code) => this.reuseSwatch(code, choose));
       this.palette.replaceChildren(element("span", "quiet", "Brush"), brush, words, ...swatches);
       for (const swatch of swatches) swatch.setAttribute("aria-pressed", String(Number(swatch.dataset.code) === app.code));
     }

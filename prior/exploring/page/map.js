@@ -3,6 +3,7 @@
 import { drawOutline, fitCanvas, mixColours, readColours } from "./drawing.js";
 
 const MAX_ZOOM = 40;
+const OUTLINE_REST = 120; // ms after the last edit
 
 export class CodebookMap {
   constructor(app) {
@@ -10,9 +11,14 @@ export class CodebookMap {
     this.canvas = document.getElementById("map");
     this.view = { zoom: 1, x: 0.5, y: 0.5 };
     this.pointers = new Map();
+    this.base = document.createElement("canvas"); // the map without outlines, which change with every edit
+    this.baseKey = "";
     const redraw = () => this.request();
     for (const name of ["brush", "layer", "inspect", "draw"]) app.addEventListener(name, redraw);
-    app.editor.addEventListener("grid", redraw);
+    app.editor.addEventListener("grid", () => {
+      clearTimeout(this.timer); // not while a stroke is painted
+      this.timer = setTimeout(redraw, OUTLINE_REST);
+    });
     for (const input of document.querySelectorAll('[name="map-shown"]')) input.addEventListener("change", redraw);
     new ResizeObserver(redraw).observe(this.canvas.parentElement);
     this.connect();
@@ -63,16 +69,28 @@ export class CodebookMap {
     if (!codebook.layout) return;
     const colours = readColours();
     const context = fitCanvas(canvas, codebook.sheet[1] / codebook.sheet[0]);
-    context.clearRect(0, 0, canvas.width, canvas.height);
     const byUse = document.querySelector('[name="map-shown"]:checked').value === "use";
-    for (let code = 0; code < codebook.K; code++) {
+    this.drawBase(byUse, colours);
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(this.base, 0, 0);
+    this.outline(context, colours);
+    this.writeLegend(byUse);
+    document.getElementById("map-reset").hidden = this.view.zoom === 1;
+  }
+
+  drawBase(byUse, colours) {
+    const { app, canvas, base, view } = this;
+    const key = JSON.stringify([byUse, colours, view, app.layer.table, canvas.width, canvas.height]);
+    if (key === this.baseKey) return;
+    this.baseKey = key;
+    [base.width, base.height] = [canvas.width, canvas.height];
+    const context = base.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    for (let code = 0; code < app.codebook.K; code++) {
       const rect = this.rectOf(code, byUse ? 1 : 0.5);
       if (rect.x + rect.width < 0 || rect.y + rect.height < 0 || rect.x > canvas.width || rect.y > canvas.height) continue;
       this.drawEntry(context, code, rect, byUse, colours);
     }
-    this.outline(context, colours);
-    this.writeLegend(byUse);
-    document.getElementById("map-reset").hidden = this.view.zoom === 1;
   }
 
   rectOf(code, gap = 0) {

@@ -11,7 +11,7 @@ function bicubic(x) {
 
 /** The first input pixel and the whole-number weights of each of `size` output pixels, out of the range [from, to) of `length`. */
 function makeWeights(length, from, to, size) {
-  const scale = (to - from) / size;
+  const scale = Math.fround(to - from) / size;
   const stretch = Math.max(scale, 1);
   const support = 2 * stretch;
   return Array.from({ length: size }, (_, i) => {
@@ -29,7 +29,7 @@ function makeWeights(length, from, to, size) {
 
 /** Pixels of 8 bits {data, width, height, channels}, of which the box [left, top, right, bottom] becomes width x height. */
 export function resizePixels(image, width, height, box = [0, 0, image.width, image.height]) {
-  const [left, top, right, bottom] = box;
+  const [left, top, right, bottom] = box.map(Math.fround); // as Pillow passes it
   let { data } = image;
   const { channels } = image;
   let columns = image.width;

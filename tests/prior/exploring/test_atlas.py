@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prior.exploring.atlas import PatchMeans, find_neighbours, picture_table, pool, sort_codes
+from prior.exploring.atlas import PatchMeans, list_nearest, picture_table, pool, sort_codes
 from tests.helpers.exports import make_trained
 
 
@@ -52,14 +52,14 @@ def test_codes_that_are_all_the_same_have_a_map_too() -> None:
 
 def test_neighbours_are_the_nearest_codes_in_order() -> None:
     vectors = torch.randn(30, 4, dtype=torch.float64)
-    for code, near in enumerate(find_neighbours(vectors, 5).tolist()):
+    for code, near in enumerate(list_nearest(vectors, 5).tolist()):
         distances = {
             other: float((vectors[code] - vectors[other]).norm())
             for other in range(30)
             if other != code
         }
         assert near == sorted(distances, key=lambda other: distances[other])[:5]
-    assert find_neighbours(vectors[:3], 8).shape == (3, 2)
+    assert list_nearest(vectors[:3], 8).shape == (3, 2)
 
 
 def test_a_patch_is_the_mean_of_what_images_show_where_they_have_the_code() -> None:

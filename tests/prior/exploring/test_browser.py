@@ -114,8 +114,8 @@ def wait_for_file(folder: Path, pattern: str) -> Path:
     import time
 
     for _ in range(200):
-        if found := [file for file in folder.glob(pattern) if file.stat().st_size]:
-            return found[0]
+        if saved := [file for file in folder.glob(pattern) if file.stat().st_size]:
+            return saved[0]
         time.sleep(0.02)
     raise AssertionError(f"no {pattern} in {list(folder.iterdir())}")
 
@@ -377,16 +377,16 @@ def test_a_morph_goes_from_one_grid_to_the_other(opened: Any) -> None:
     first, second = opened.execute_script(
         "return codegrid.assets.pictures.slice(0, 2).map(({codes}) => Array.from(codes))"
     )
-    seen = []
+    grids = []
     for share in (0, 50, 100):
         opened.execute_script(
             "const slider = document.getElementById('morph-share');"
             f"slider.value = {share}; slider.dispatchEvent(new Event('input'));"
         )
-        seen.append(read_codes(opened))
-    assert (seen[0], seen[2]) == (first, second)
-    assert all(code in pair for code, *pair in zip(seen[1], first, second, strict=True))
-    assert seen[1] not in (first, second)
+        grids.append(read_codes(opened))
+    assert (grids[0], grids[2]) == (first, second)
+    assert all(code in pair for code, *pair in zip(grids[1], first, second, strict=True))
+    assert grids[1] not in (first, second)
 
 
 def test_hovering_a_code_shows_its_use(opened: Any) -> None:

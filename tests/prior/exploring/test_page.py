@@ -15,19 +15,27 @@ from PIL import Image
 
 from codegrid.engine.errors import InputError
 from prior.exploring import graphs, runtime
-from prior.exploring.graphs import Examples, make_decoder, make_encoder, make_prior, number_labels
+from prior.exploring.document import build_page, to_inline_json, write_page
+from prior.exploring.graphs import (
+    Examples,
+    make_decoder,
+    make_encoder,
+    make_prior,
+    number_prior_labels,
+    trace_tokenizer,
+)
 from prior.exploring.manifest import describe_page
-from prior.exploring.page import render_page, to_inline_json, write_page
-from prior.exploring.parts import Parts
+from prior.exploring.parts import PageParts
 from prior.exploring.runtime import BINARY, SCRIPT, load_runtime
-from prior.exploring.subject import Subject, check_size, open_subject
-from prior.exploring.survey import Survey, survey_codes
+from prior.exploring.subject import Subject, check_page_size, open_subject
+from prior.exploring.survey import CodeSurvey, survey_codes
 from prior.load import load_prior
 from tests.helpers.commands import Command, lightning_warnings, read_mistake
 from tests.helpers.configs import compose_config
 from tests.helpers.exports import needs_onnx
 from tests.helpers.runs import SMALL_PRIOR, save_prior_run, save_tokenizer_run
 from vqgan.export.onnx import ONNXExporter, ONNXGraph
+from vqgan.tokenizer import Tokenizer
 
 pytestmark = [
     lightning_warnings,
@@ -38,27 +46,28 @@ FEW = ["data.n_train=32", "data.n_val=12", "data.cache=ram"]
 
 
 def open_run(run: Path) -> Subject:
-    return open_subject(compose_config("stage=explore", f"ckpt={run}"))
+    config = compose_config("stage=explore", f"ckpt={run}")
+    return open_subject(config.ckpt, config.decoder, config.data)
 
 
-def survey(subject: Subject, **sizes: int) -> Survey:
+def survey(subject: Subject, **sizes: int) -> CodeSurvey:
     wanted = {"pictures": 3, "counted": 10, "shown": 5, "batch_size": 4} | sizes
     return survey_codes(subject.tokenizer, subject.images, **wanted, device=torch.device("cpu"))
 
 
-def describe(run: Path, **sizes: int) -> tuple[dict[str, Any], Parts, Survey]:
+def describe(run: Path, **sizes: int) -> tuple[dict[str, Any], PageParts, CodeSurvey]:
     """The manifest of a page with a server, which needs no networks."""
     subject = open_run(run)
     surveyed = survey(subject, **sizes)
     return *describe_page(subject, surveyed, None, None), surveyed
 
 
-def read_array(array: dict[str, Any], parts: Parts) -> np.ndarray:
+def read_array(array: dict[str, Any], parts: PageParts) -> np.ndarray:
     """As a browser reads it."""
     return np.frombuffer(parts.contents[array["part"]], f"<{np.dtype(array['type']).str[1:]}").reshape(array["shape"])  # fmt: skip
 
 
-def read_cells(sprite: dict[str, Any], parts: Parts) -> np.ndarray:
+def read_cells(sprite: dict[str, Any], parts: PageParts) -> np.ndarray:
     """The pictures (n, h, w, ...) of a sprite, row by row."""
     sheet = np.asarray(Image.open(io.BytesIO(parts.contents[sprite["part"]])))
     (h, w), columns = sprite["cell"], sprite["columns"]
@@ -174,16 +183,16 @@ def test_a_page_that_is_too_large_is_refused_before_anything_is_encoded(
     tokenizer_run: Path,
 ) -> None:
     subject = open_run(tokenizer_run)
-    check_size(subject, 100)
+    check_page_size(subject, 100)
     with pytest.raises(InputError, match=r"about 5 megabytes, and max_megabytes=4 are allowed"):
-        check_size(subject, 4)
+        check_page_size(subject, 4)
 
 
 def test_a_name_cannot_end_the_element_that_it_lies_in(tokenizer_run: Path) -> None:
     title = '</script><script>alert("x")</script><!--'
     assert json.loads(to_inline_json({"title": title})) == {"title": title}
     manifest, parts, _ = describe(tokenizer_run)
-    page = render_page({**manifest, "title": title}, parts.contents)
+    page = build_page({**manifest, "title": title}, parts.contents)
     assert "alert(" not in page.replace("\\u003cscript>alert(", "").replace(
         "&lt;script&gt;alert(", ""
     )
@@ -194,15 +203,15 @@ def test_a_name_cannot_end_the_element_that_it_lies_in(tokenizer_run: Path) -> N
 def test_all_parts_are_in_the_page_and_whole(tokenizer_run: Path) -> None:
     manifest, parts, _ = describe(tokenizer_run)
     parts.add("odd", bytes(range(256)))
-    page = render_page(manifest, parts.contents)
+    page = build_page(manifest, parts.contents)
     assert read_parts(page) == parts.contents
     assert "http://" not in page.replace("http://www.w3.org/", "")
 
 
 def read_parts(page: str) -> dict[str, bytes]:
     """The parts of a page, as its script reads them."""
-    found = re.findall(r'id="part-([\w-]+)"( data-gzip)?>(.*?)</script>', page, re.DOTALL)
-    raw = {name: (base64.b64decode(text), bool(packed)) for name, packed, text in found}
+    elements = re.findall(r'id="part-([\w-]+)"( data-gzip)?>(.*?)</script>', page, re.DOTALL)
+    raw = {name: (base64.b64decode(text), bool(packed)) for name, packed, text in elements}
     return {name: gzip.decompress(part) if packed else part for name, (part, packed) in raw.items()}
 
 
@@ -211,6 +220,24 @@ def test_a_disk_that_refuses_the_page_leaves_no_piece_of_it(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"can't write .*page.html"):
         write_page(tmp_path / "page.html", b"x")
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_a_network_of_the_users_own_that_cannot_be_traced_is_named(
+    tokenizer_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = open_run(tokenizer_run).tokenizer
+
+    def refuse(self: ONNXExporter, tokenizer: Tokenizer) -> dict[str, bytes]:
+        raise RuntimeError("data-dependent control flow")
+
+    monkeypatch.setattr(ONNXExporter, "encode_files", refuse)
+    with pytest.raises(RuntimeError):
+        trace_tokenizer(tokenizer)
+    tokenizer.decoder.__class__ = type("Mine", (type(tokenizer.decoder),), {"__module__": "mine"})
+    with pytest.raises(
+        InputError, match=r"Mine can't be traced by torch.export .*; add serve=true"
+    ):
+        trace_tokenizer(tokenizer)
 
 
 # onnxruntime-web
@@ -223,7 +250,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / SCRIPT).write_text("export const x = 1;")
     (folder / BINARY).write_bytes(b"\0asm")
-    digests = {name: runtime.hash_file((folder / name).read_bytes()) for name in (SCRIPT, BINARY)}
+    digests = {
+        name: runtime.hash_content((folder / name).read_bytes()) for name in (SCRIPT, BINARY)
+    }
     monkeypatch.setattr(runtime, "SHA256", digests)
     return folder
 
@@ -255,8 +284,8 @@ def test_npm_is_asked_once(files: Path, tmp_path: Path, monkeypatch: pytest.Monk
     first = load_runtime(None, tmp_path / "cache")
     assert load_runtime(None, tmp_path / "cache") == first
     assert calls.read_text().split() == ["called"]
-    kept = [file for file in (tmp_path / "cache").rglob("*") if file.suffix in (".mjs", ".wasm")]
-    assert sorted(file.name for file in kept) == sorted([SCRIPT, BINARY])
+    cached = [file for file in (tmp_path / "cache").rglob("*") if file.suffix in (".mjs", ".wasm")]
+    assert sorted(file.name for file in cached) == sorted([SCRIPT, BINARY])
 
 
 def test_without_a_network_one_sentence_says_the_ways_out(
@@ -328,9 +357,9 @@ def test_networks_that_are_not_the_models_are_refused(
         make_encoder(files_of["encoder.onnx"], Examples(examples.images, wrong, examples.decoded))
     assert subject.prior is not None
     trained = subject.prior
-    labels = number_labels(trained, surveyed.labels % 3)
+    labels = number_prior_labels(trained, surveyed.labels % 3)
     _, own, nats = make_prior(trained, surveyed.codes, labels)
-    assert number_labels(trained, torch.tensor([2, 5])).tolist() == [-1, -1]  # type: ignore[union-attr]
+    assert number_prior_labels(trained, torch.tensor([2, 5])).tolist() == [-1, -1]  # type: ignore[union-attr]
     flat = surveyed.codes.flatten(1)
     with torch.no_grad():
         logits = trained.model(flat, labels)

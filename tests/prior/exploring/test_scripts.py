@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from codegrid.data.decode import decode
 from codegrid.data.form import Form
 from prior.decoding.sampling import Sampler, make_sampler
-from prior.exploring.page import PAGE_FOLDER
+from prior.exploring.document import PAGE_FOLDER
 from prior.exploring.scripts import join_scripts
 from prior.models.diffusion import Diffusion
 from prior.models.maskgit import MaskGIT
@@ -115,13 +115,13 @@ def test_codes_are_drawn_as_the_sampler_draws_them(
     expected = sampler.draw(logits, uniform)
     start = 1 if settings.get("top_p", 1) < 1 else 0  # of equal logits, top-p may keep any
     assert drawn[start:] == expected.tolist()[start:]
-    kept = call(
+    of_page = call(
         browser, "sampling.js",
         """const truncated = values[0].map((own) => [...truncateLogits(Float32Array.from(own), values[1])]);
         return truncated.map((own) => own.map((value) => (Number.isFinite(value) ? value : null)));""",
         logits.tolist(), settings,
     )  # fmt: skip
-    values = torch.tensor([[-torch.inf if v is None else v for v in own] for own in kept])
+    values = torch.tensor([[-torch.inf if v is None else v for v in own] for own in of_page])
     truncated = sampler.truncate(logits)
     torch.testing.assert_close(values[start:], truncated[start:])
 

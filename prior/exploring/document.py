@@ -13,14 +13,14 @@ from codegrid.engine.templates import render_template
 from prior.exploring.scripts import join_scripts
 
 PAGE_FOLDER = Path(__file__).with_name("page")
-TEMPLATE = PAGE_FOLDER / "page.html.j2"
+EXPLORER_TEMPLATE = PAGE_FOLDER / "page.html.j2"
 MIN_GAIN = 0.99  # parts that gzip makes no smaller than this share stay as they are: pictures
 
 
-def render_page(manifest: Mapping[str, Any], parts: Mapping[str, bytes]) -> str:
+def build_page(manifest: Mapping[str, Any], parts: Mapping[str, bytes]) -> str:
     """The whole file: `manifest` as manifest.py describes it, and the bytes of the parts that it names."""
     return render_template(
-        TEMPLATE,
+        EXPLORER_TEMPLATE,
         escape=True,
         title=manifest["title"],
         css=(PAGE_FOLDER / "page.css").read_text(),
