@@ -1,4 +1,4 @@
-# make demo        train both stages on the built-in shapes and draw pictures: ten minutes on two cores
+# make demo        train both stages on the built-in shapes, draw pictures, write a page of the model: ten minutes on two cores
 # make test        lint, type checks and the fast tests
 # make test-slow   the tests that train or run whole commands
 PYTHON ?= python3

@@ -7,6 +7,7 @@ FIRST_STAGE = ("data", "model", "quantizer")
 
 # stage -> the groups that it takes from a checkpoint; `own` in conf/stage/*.yaml has a place for each
 CHECKPOINT_GROUPS = {
+    "distill": FIRST_STAGE,
     "prior": FIRST_STAGE,
     "extract": FIRST_STAGE,
     "sample": (*FIRST_STAGE, "prior"),

@@ -83,7 +83,7 @@ def import_stage(path: str | None) -> Callable[[Any], Any]:
     """The function that conf/stage names."""
     if path is None:
         raise InputError(
-            "no stage is chosen; say stage=vqgan, import, extract, prior, sample, evaluate, export, report or pipeline; "
+            "no stage is chosen; say stage=vqgan, import, distill, extract, prior, sample, evaluate, export, report or pipeline; "
             f"{PROGRAM} --help has more"
         )
     with pause_garbage_collection():

@@ -141,7 +141,11 @@ def list_changes(config: DictConfig, earlier: DictConfig) -> list[str]:
     if not is_named(config.resume, overrides):
         whole = flatten_resolved(config)
         changes = [key for key in differing if is_changeable(earlier, key)]
-        return [key for key in changes if key in whole or key.split(".")[0] == "logger"]
+        return [
+            key
+            for key in changes
+            if (key in whole or key.split(".")[0] == "logger") and not is_decided(whole, key)
+        ]
     others = [key for key in differing if not is_changeable(earlier, key)]
     keys = {clean_key(word): word for word in overrides}
     changes = []

@@ -78,8 +78,15 @@ class Run:
 
     folder: Path
 
-    def __init__(self, config: DictConfig, settings: TrainerSettings | None, trust: Trust) -> None:
+    def __init__(
+        self,
+        config: DictConfig,
+        settings: TrainerSettings | None,
+        trust: Trust,
+        writes: str | None = None,
+    ) -> None:
         self.config = config
+        self.checkpoint_stage = writes or config.stage
         self.settings = settings
         self.trust = trust
         self.device: torch.device = find_device(
@@ -102,12 +109,13 @@ class Run:
         shards: bool = False,
         has_parts: bool = False,
         repeats: bool = False,
+        writes: str | None = None,
     ) -> "Run":
         """Check a config and open the run it describes. Nothing is written yet.
 
         `ckpt` and `resumes` are what the sentence of a refusal says (see check_opening); `shards` is whether the stage's
         weights can be sharded; a run that `has_parts` resumes each of them by itself; a run that `repeats` goes on if the
-        command is repeated with the same run_dir.
+        command is repeated with the same run_dir; `writes` is the stage whose checkpoints it writes, if that is another one.
         """
         if not isinstance(config.get("dry_run", False), bool):
             raise InputError(f"dry_run={config.dry_run} must be true or false")
@@ -133,7 +141,7 @@ class Run:
         loggers: Any = OmegaConf.to_container(config.logger, resolve=True)
         check_loggers(loggers, config.id)
         config.id = config.id or secrets.token_hex(4)  # not from the seed: runs of one seed differ
-        return cls(config, settings, trust)
+        return cls(config, settings, trust, writes)
 
     def __enter__(self) -> "Run":
         self._contexts.enter_context(admit(self.trust))
@@ -226,7 +234,7 @@ class Run:
     @property
     def header(self) -> dict[str, Any]:
         """What makes this run's checkpoints speak for themselves."""
-        return make_header(self.config.stage, OmegaConf.to_container(self.config, resolve=True))
+        return make_header(self.checkpoint_stage, OmegaConf.to_container(self.config, resolve=True))
 
     def seed(self) -> None:
         """Seed all random streams, the same on every rank."""
@@ -250,7 +258,7 @@ class Run:
         A resumed run whose checkpoint does not fit its `module` is refused before anything is written.
         """
         if self.resume and module is not None:
-            folder, stage = self.resume, self.config.stage
+            folder, stage = self.resume, self.checkpoint_stage
             run_on_main(lambda: check_restorable(folder, stage, module.state_dict()))
         self._has_begun = not self.resume or module is None
         if data and "_target_" in self.config.get("data", {}):

@@ -402,6 +402,8 @@ def is_decided(mine: Mapping[str, Any], key: str) -> bool:
     names = [name for name in DECIDED if mine.get(name, ...) in LEFT_OPEN]
     if any(f"{key}.".startswith(f"{name}.") for name in names):
         return True
+    if key.startswith("data.") and "data._target_" not in mine and mine.get(key) is None:
+        return True  # the images of the run that `ckpt` names
     # Where weights decide the model they decide the bottleneck too, except for what the command says of it.
     return "model" in names and key.startswith("quantizer.") and mine.get(key) is None
 

@@ -3,6 +3,7 @@ import importlib
 import json
 import math
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from benchmarks.adversarial import FIGURES, Judge, draw_reconstructions, format_
 from benchmarks.adversarial import main as measure_adversarial
 from benchmarks.bottlenecks import GRID, choose_words, list_bottlenecks
 from benchmarks.checkouts import UNITS, format_comparison, imports_from
+from benchmarks.distilling import format_rows as format_students
+from benchmarks.distilling import measure_quality, measure_times
 from benchmarks.drawing import Subject, rebuild
 from benchmarks.drawing import main as compare_drawing
 from benchmarks.few_images import DISTANCES
@@ -52,7 +55,7 @@ from prior.heads.softmax import Softmax
 from tests.helpers.commands import TINY, TINY_PRIOR, launch
 from tests.helpers.configs import ROOT, compose_config, compose_plain, list_options
 from tests.helpers.images import make_images
-from tests.helpers.runs import SMALL_PRIOR, save_prior_run
+from tests.helpers.runs import SMALL_PRIOR, save_prior_run, save_tokenizer_run
 from tests.helpers.stage1 import make_module, make_tokenizer
 from vqgan.load import build_tokenizer, start_images
 from vqgan.quantizers.base import Quantized
@@ -845,3 +848,21 @@ def test_the_benchmark_of_fitting_prints_a_row_for_each_run_and_goes_on(
     assert json.loads(lines[-1])["rows"] == 3
     measure_fitting()  # the runs are there
     assert capsys.readouterr().out.splitlines()[1:4] == lines[1:4]
+
+
+def test_students_are_measured_against_their_teacher(tmp_path: Path) -> None:
+    tokenizer, _ = save_tokenizer_run(tmp_path / "run", "data.n_train=32", "data.n_val=8")
+    other = deepcopy(tokenizer)
+    with torch.no_grad():
+        other.decoder.last.bias.add_(0.1)
+    x = torch.rand(4, 3, 16, 16) * 2 - 1
+    tokenizers = {"teacher": tokenizer, "same": deepcopy(tokenizer), "other": other}
+    times = measure_times(tokenizers, repeats=2)
+    assert [row["speed"] for row in times[:1]] == [1.0]
+    assert all(row["ms"] > 0 for row in times)
+    taught, same, differs = measure_quality(tokenizers, x)
+    assert list(taught) == ["psnr"]
+    assert same["psnr"] == taught["psnr"]
+    assert same["psnr_to_teacher"] == same["psnr_painted"] == 58.92  # without error
+    assert differs["psnr_to_teacher"] == pytest.approx(20 * math.log10(2 / 0.1), abs=0.3)
+    assert "| other |" in format_students([row | {"psnr": 1.0} for row in times])

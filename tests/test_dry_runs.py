@@ -51,6 +51,7 @@ def test_every_stage_says_what_it_would_do_and_writes_nothing(
     commands = [
         ["stage=vqgan", *TINY_GAN],
         ["stage=vqgan", "resume=tokenizer"],
+        ["stage=distill", "ckpt=tokenizer", "student=tiny", *TINY[-5:]],
         ["stage=prior", "ckpt=tokenizer", *TINY_PRIOR],
         ["stage=prior", "ckpt=tokenizer", *TINY_PRIOR, "conditional=true"],
         ["stage=prior", "ckpt=tokenizer", *TINY_PRIOR[3:], "prior=bigram"],
@@ -59,6 +60,8 @@ def test_every_stage_says_what_it_would_do_and_writes_nothing(
         ["stage=evaluate", "ckpt=prior", *QUICK],
         ["stage=extract", "ckpt=tokenizer"],
         ["stage=export", "ckpt=tokenizer"],
+        ["stage=explore", "ckpt=tokenizer"],
+        ["stage=explore", "ckpt=prior"],
         ["stage=report", "runs=tokenizer"],
         ["stage=pipeline", *TINY, *[w for w in tiny_parts if not w.startswith("stage2.logger")]],
     ]

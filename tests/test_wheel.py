@@ -101,6 +101,11 @@ def test_a_wheel_has_no_name_at_its_top_that_a_user_may_have(wheel: Path) -> Non
     assert tops == {"codegrid", "vqgan", "prior"}
     assert "codegrid/conf/stage/vqgan.yaml" in names
     assert "codegrid/data/decode.py" in names
+    page = [name for name in names if name.startswith("prior/exploring/page/")]
+    assert {Path(name).name for name in page} == {
+        file.name for file in (ROOT / "prior" / "exploring" / "page").iterdir() if file.is_file()
+    }
+    assert "prior/exploring/mit.txt" in names
 
 
 def test_the_installed_command_works_in_a_folder_with_files_of_the_same_names(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric, MetricCollection
 
 from codegrid.engine.activations import Stretch, checkpoint_activations, join_neighbours
 from codegrid.engine.clock import Budget, Mark, Now, Schedule
@@ -19,7 +20,7 @@ from codegrid.evaluation.reconstruction import Reconstruction
 from codegrid.evaluation.scores import UNDEFINED
 from vqgan.learning import ALL, Learners
 from vqgan.lora import count_plain, learning_weight
-from vqgan.losses.balancer import Balancer
+from vqgan.losses.balancer import Balancer, Term
 from vqgan.losses.code_changes import replace_codes
 from vqgan.losses.groups import Adversary, CodeTraining, ReconstructionLoss
 from vqgan.losses.micro_batch import MicroBatch
@@ -27,7 +28,7 @@ from vqgan.losses.regularisers import LeCam
 from vqgan.losses.shown import show_colours
 from vqgan.networks.base import enlarges
 from vqgan.networks.blocks import ActivatedNorm
-from vqgan.quantizers.base import join_micro_batches
+from vqgan.quantizers.base import Quantized, join_micro_batches
 from vqgan.starting import take_vectors
 from vqgan.tokenizer import Tokenizer
 
@@ -152,11 +153,10 @@ class VQGAN(ClockedModule):
         with torch.set_grad_enabled(not self.encoding_is_frozen):
             part.q = self.tokenizer.encode(part.x, self.quantizes)
         quantizer = self.tokenizer.quantizer
-        x_hat = self.tokenizer.decode(
-            replace_codes(self.code_changes, quantizer, part.q, part.labels)
-        )
+        z_q = self.choose_latents(part)
+        x_hat = self.tokenizer.decode(z_q)
         part.x_hat = x_hat.detach().requires_grad_()
-        terms = self.reconstruction.terms(part.x, part.x_hat)
+        terms = self.compare(part, z_q)
         if self.adversary is not None and self.is_adversarial:
             gate = self.adversary.gate.weight(self.now)
             self.log_terms({"gate": torch.full((), gate, device=self.device)})
@@ -171,6 +171,14 @@ class VQGAN(ClockedModule):
         if self.code_cost is not None and self.counts_cost(part):
             on_codes = on_codes + self.code_cost(quantizer, part.q)
         return part.share * ((x_hat * gradient).sum() + on_codes)
+
+    def choose_latents(self, part: MicroBatch) -> Tensor:
+        """What the decoder sees in this update, (B, dim, h, w): z_q, of which changed codes may have replaced some."""
+        return replace_codes(self.code_changes, self.tokenizer.quantizer, part.q, part.labels)
+
+    def compare(self, part: MicroBatch, z_q: Tensor) -> dict[str, Term]:
+        """The losses at part.x_hat, which is decoded from z_q, other than the adversarial one."""
+        return self.reconstruction.terms(part.x, part.x_hat)
 
     @torch.no_grad()
     def reconstruct(self, parts: Sequence[MicroBatch]) -> None:
@@ -300,15 +308,27 @@ class VQGAN(ClockedModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         x, _labels = batch
         q = self.tokenizer.encode(x)
-        self.scores.update(x, self.tokenizer.decode(q.z_q), self.tokenizer.rules.depth)
+        self.judge(x, q, self.tokenizer.decode(q.z_q))
         if self.codebook_use is not None and q.indices is not None:
             self.codebook_use.update(q.indices)
 
+    def judge(self, x: Tensor, q: Quantized, x_hat: Tensor) -> None:
+        """Count a batch of validation images, their codes and their reconstructions in the scores."""
+        self.scores.update(x, x_hat, self.tokenizer.rules.depth)
+
+    def show_versions(self, x: Tensor) -> list[Tensor]:
+        """Images, and what pictures of a validation show below them, each (B, C, H, W)."""
+        return [x, self.tokenizer.decode(self.tokenizer.encode(x).z_q)]
+
     def on_validation_epoch_end(self) -> None:
-        for metric in (self.scores, self.codebook_use):
-            if metric is not None:
-                self.log_dict({f"val/{name}": value for name, value in metric.compute().items()})
-                metric.reset()
+        for metric in self.metrics:
+            self.log_dict({f"val/{name}": value for name, value in metric.compute().items()})
+            metric.reset()
+
+    @property
+    def metrics(self) -> list[Metric | MetricCollection]:
+        """The scores that a validation computes."""
+        return [each for each in (self.scores, self.codebook_use) if each is not None]
 
     # Lightning's side.
 

@@ -19,15 +19,15 @@ from codegrid.data.values import Values, values_to_pixels
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import Size, SizeSetting, check_size, write_size
 
-# A path, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W); see Tokenizer.encode_images.
-Picture = str | Path | Image.Image | NDArray[Any] | Tensor
+# A path, the bytes of a file, a Pillow image, an array (H, W) or (H, W, C), or a tensor (C, H, W); see Tokenizer.encode_images.
+Picture = str | Path | bytes | Image.Image | NDArray[Any] | Tensor
 
 ROUNDING = 1e-3  # by which a float may lie outside [-1, 1]
 
 
 def list_pictures(pictures: Picture | Iterable[Picture]) -> Iterator[Picture]:
     """Pictures one by one: of a list, of a batch with an axis more, or a single one."""
-    if isinstance(pictures, str | Path | Image.Image) or (
+    if isinstance(pictures, str | Path | bytes | Image.Image) or (
         isinstance(pictures, np.ndarray | Tensor) and pictures.ndim < 4
     ):
         yield pictures
@@ -46,15 +46,24 @@ def read_picture(picture: Picture, form: Form, rules: PixelRules, setting: str =
         if isinstance(picture, str | Path):
             content = Path(picture).expanduser().read_bytes()
             pixels = decode(content, form, rules)
+        elif isinstance(picture, bytes):
+            pixels = decode(picture, form, rules)
         elif isinstance(picture, Image.Image):
             pixels = to_form(picture, form, rules)
         else:
             pixels = read_array_picture(picture, form, rules)
     except (OSError, UnreadableImage) as error:
-        name = picture if isinstance(picture, str | Path) else type(picture).__name__
+        name = name_picture(picture)
         name = f"{setting}={name}" if setting else name
         raise InputError(f"{name} can't be read as an image ({error}); give another") from error
     return to_float(torch.from_numpy(np.array(pixels)))  # a copy: it may be read-only
+
+
+def name_picture(picture: Picture) -> str:
+    """What a sentence calls a picture: its path, or its type."""
+    if isinstance(picture, str | Path):
+        return str(picture)
+    return "the file" if isinstance(picture, bytes) else type(picture).__name__
 
 
 def read_floats(picture: Tensor, form: Form, rules: PixelRules) -> Tensor:

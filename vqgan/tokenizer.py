@@ -168,8 +168,9 @@ class Tokenizer(nn.Module):
     ) -> Tensor:
         """Images -> their codes, (B, h, w) int64 on the CPU, (B, h, w, num_codebooks), or (B, 1, L) of several scales.
 
-        An image is a path, a Pillow image, an array (H, W) or (H, W, C) in the units of the data, a tensor (C, H, W) of whole
-        numbers in these units, or a tensor (C, H, W) of floats in [-1, 1]. It is read as the images of training were.
+        An image is a path, the bytes of a file, a Pillow image, an array (H, W) or (H, W, C) in the units of the data, a tensor
+        (C, H, W) of whole numbers in these units, or a tensor (C, H, W) of floats in [-1, 1]. It is read as the images of
+        training were.
 
         size    to which an image is brought: pixels of a side, or (rows, columns); None: that of the images in training;
                 "own": none, an image of any size is encoded as it is. Sides that f doesn't divide are padded at the bottom

@@ -27,6 +27,7 @@ from codegrid.evaluation.units import describe_pixels, describe_shown
 SKIPPED_FOLDERS = {"checkpoints", "csv", "pictures", "samples", "tensorboard", "wandb"}
 
 REPORTED_STAGES = ("vqgan", "prior")
+TOKENIZER_STAGES = ("vqgan", "import", "distill")  # whose runs have a tokenizer as any other
 
 # What runs did whose configs lack these settings of a dataset, since they are of earlier versions.
 EARLIER_DATA = {
@@ -234,7 +235,7 @@ def read_run(folder: Path) -> ReportedRun | None:
     """The run of a folder; None for a stage that is not reported. DamagedRun if it is unfinished or can't be read."""
     config = upgrade_config(load_mapping(folder / CONFIG))
     stage = config.get("stage")
-    stage = "vqgan" if stage == "import" else stage  # a tokenizer as any other
+    stage = "vqgan" if stage in TOKENIZER_STAGES else stage
     if stage not in (*REPORTED_STAGES, "evaluate", "compress"):
         return None
     if not (folder / METRICS).is_file():

@@ -16,6 +16,7 @@ from prior.models.transformer import EPSILON, Block, rotary_directions, rotate_p
 ROOM = 16  # positions that a cache grows by, at least, and a multiple of which it holds
 
 Multiply = Callable[[Tensor], Tensor]
+Watch = Callable[[Tensor, Tensor], None]
 Packed = TypeVar("Packed")
 
 
@@ -365,11 +366,14 @@ class StepCache:
     """What the batches and windows of one `generate` share: packed weights, caches for as many samples as came together so far,
     and with `compiled` the graphs of CompiledKVSteps. `passes` counts the forward passes, each once for every sample in it.
 
+    `watch` is called with places (n, r), or (r,) for all samples, and codes (n, r) as soon as these are drawn, by all priors but
+    those that draw in windows (sampler.parallel) or ignore the cache. What it raises ends the drawing.
+
     The blocks' weights must not change while the cache is in use, and only one decoder at a time may use it.
     """
 
-    def __init__(self, compiled: bool = True) -> None:
-        self.compiled = compiled
+    def __init__(self, compiled: bool = True, watch: Watch | None = None) -> None:
+        self.compiled, self.watch = compiled, watch
         self.passes = 0
         self._packed: dict[Any, Any] = {}
         self._steps: dict[nn.ModuleList, KVSteps | CompiledKVSteps] = {}

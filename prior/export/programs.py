@@ -17,7 +17,7 @@ from prior.export.graphs import cache_shape, describe_graph, trace_prior
 from prior.models.base import PriorModel
 from prior.models.gpt import GPT
 from prior.prior import Prior
-from vqgan.export.onnx import MAX_BYTES
+from vqgan.export.onnx import MAX_BYTES, ONNXGraph
 
 CLASSES_LISTED = 10  # in the model card
 
@@ -155,15 +155,7 @@ class ONNXPrior(GraphFormat):
         return {self.file: converted.model_proto.SerializeToString()}
 
     def open_graph(self, file: Path) -> RunGraph:
-        import onnxruntime  # an extra
-
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-
-        def run(inputs: Mapping[str, Tensor]) -> list[Tensor]:
-            arrays = {name: value.numpy() for name, value in inputs.items()}
-            return [torch.from_numpy(array) for array in session.run(None, arrays)]
-
-        return run
+        return ONNXGraph(file)
 
     def describe_loop(self, model: PriorModel) -> str:
         if not isinstance(model, GPT):

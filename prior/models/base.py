@@ -229,7 +229,7 @@ class PriorModel(nn.Module, ABC):
         """Return the codes (n, L) with all that are not `known` (L,) redrawn by the random `numbers` of these n samples.
 
         `cache` has what the batches and windows of one `generate` share: packed weights and memory, the compiled steps of a
-        `stepwise` prior, and the count of passes. Others ignore it.
+        `stepwise` prior, the count of passes, and who watches what is drawn. Others ignore it.
         """
 
     def fill_grid(
@@ -342,6 +342,8 @@ class Autoregressive(PriorModel):
                 conditional, unconditional = logits.chunk(2)
                 logits = guided(conditional, unconditional, sampler.scale(t / self.L))
             codes[:, t] = draw(logits, t)
+            if cache is not None and cache.watch is not None:
+                cache.watch(torch.tensor([t]), codes[:, t : t + 1])
         if cache is not None:
             cache.passes += len(codes) * (last + 1)
         return codes

@@ -140,6 +140,8 @@ class Masked(Transformer):
             codes.scatter_(1, accepted, proposed.gather(1, accepted))
             masked.scatter_(1, accepted, False)
             masked.scatter_(1, remasked, True)
+            if cache is not None and cache.watch is not None:
+                cache.watch(accepted, codes.gather(1, accepted))
             renewed = min(count, filling.drawn.shape[1] // 2)
             for _ in range(sampler.corrector if renewed else 0):
                 places = filling.renew(renewed)
@@ -150,6 +152,8 @@ class Masked(Transformer):
                 filling.rank(places, logp, progress)
                 codes.scatter_(1, places, drawn)
                 masked.scatter_(1, places, False)
+                if cache is not None and cache.watch is not None:
+                    cache.watch(places, drawn)
         return codes
 
     def propose(

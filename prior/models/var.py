@@ -189,6 +189,9 @@ class VAR(Transformer):
             logits = predictions.send(codes[:, before]) if span.start else next(predictions)
             drawn = self.draw(logits, uniform[:, span], sampler, guide, span.start / self.L)
             codes[:, span] = torch.where(known[span].to(codes.device), codes[:, span], drawn)
+            places = [t for t in range(span.start, span.stop) if not is_known[t]]
+            if places and cache is not None and cache.watch is not None:
+                cache.watch(torch.tensor(places), codes[:, places])
             before = span
         return codes
 

@@ -1,6 +1,6 @@
 """Small tokenizers, their modules and data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning as L
@@ -66,9 +66,11 @@ def make_module(
     tokenizer: Tokenizer | None = None,
     learners: Learners = ALL,
     on_codes: CodeTraining | None = None,
+    kind: Callable[..., VQGAN] = VQGAN,
     **losses: Any,
 ) -> VQGAN:
-    """A small VQ-VAE, or a small VQGAN if there is a gate. `losses` are parts by their names in conf/loss."""
+    """A small VQ-VAE, or a small VQGAN if there is a gate. `losses` are parts by their names in conf/loss; `kind` takes the parts
+    of a VQGAN."""
     torch.manual_seed(0)
     if tokenizer is None:
         tokenizer = make_tokenizer()
@@ -86,7 +88,7 @@ def make_module(
     losses = {"pixel": make(Pixel), "perceptual_weight": 1.0, "gate": gate, **losses}
     reconstruction, adversary = group_losses(**losses)
     training = Training(adamw, Schedule(2, floor=0.02), Budget(steps), clip, accumulate, learners)
-    return VQGAN(tokenizer, reconstruction, training, adversary, on_codes)
+    return kind(tokenizer, reconstruction, training, adversary, on_codes)
 
 
 def make_code_cost(

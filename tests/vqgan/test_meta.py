@@ -39,6 +39,7 @@ from vqgan.discriminators.grain import Grain
 from vqgan.discriminators.multiscale import MultiScale
 from vqgan.discriminators.patch import PatchGAN
 from vqgan.discriminators.style import Style
+from vqgan.distilling import STUDENT_LEARNS, Distillation, Teacher
 from vqgan.learning import choose_learners
 from vqgan.load import load_tokenizer
 from vqgan.losses.adversarial import Hinge, LeastSquares, NonSaturating, Vanilla
@@ -129,7 +130,7 @@ def watch(
     return looks.looks
 
 
-QUICK = ("ema quantizer.K=16 quantizer.dim=8", "grain", "codes learn on")
+QUICK = ("ema quantizer.K=16 quantizer.dim=8", "grain", "codes learn on", "a student")
 
 
 def list_cases(names: Iterable[str]) -> list[Any]:
@@ -186,6 +187,12 @@ def redrawing() -> VQGAN:
     return across_the_gate(tokenizer=tokenizer.train(), learners=learners, on_codes=on_codes)
 
 
+def distilling() -> VQGAN:
+    """A decoder that learns from another one, of grids whose codes are mixed."""
+    kind = partial(Distillation, teacher=Teacher(make_tokenizer(), share=1.0, mix=0.5))
+    return make_module(steps=STEPS, learners=STUDENT_LEARNS, kind=kind)
+
+
 VARIANTS: dict[str, Callable[[], VQGAN]] = {
     **{f"game {game.__name__}": partial(across_the_gate, adversarial=game()) for game in GAMES},
     "codes learn on": partial(across_the_gate, freeze_codes=False, second_betas=[0.5, 0.9]),
@@ -206,6 +213,7 @@ VARIANTS: dict[str, Callable[[], VQGAN]] = {
         on_codes=CodeTraining([Perturb(0.3, nearest=2)])
     ),
     "codes of a prior": redrawing,
+    "a student": distilling,
     "codes that cost": lambda: across_the_gate(
         on_codes=CodeTraining(cost=make_code_cost()), freeze_codes=False
     ),

@@ -5,6 +5,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.pictures import show_picture, tile_images
@@ -14,7 +15,8 @@ from vqgan.module import VQGAN
 
 
 class Reconstructions(Callback):
-    """After each validation: `rows` rows of `n` validation images, each row above its reconstructions.
+    """After each validation: `rows` rows of `n` validation images, each row above its reconstructions and what else the module
+    shows of them.
 
     `file` is the last picture, in the folder `pictures` of the run.
     """
@@ -31,12 +33,12 @@ class Reconstructions(Callback):
             return
         x = data.preprocess(data.take_evenly("val", self.n * self.rows)[0].to(module.device))
         with torch.no_grad():
-            x_hat = module.tokenizer.decode(module.tokenizer.encode(x).z_q)
-        rows = []
-        pictures = [data.rules.to_picture(images).split(self.n) for images in (x, x_hat)]
-        for originals, copies in zip(*pictures, strict=True):
-            if len(originals) == len(x[: self.n]):  # a short last row would not fit the picture
-                rows += [originals, copies]
+            versions = module.show_versions(x)
+        rows: list[Tensor] = []
+        pictures = [data.rules.to_picture(images).split(self.n) for images in versions]
+        for group in zip(*pictures, strict=True):
+            if len(group[0]) == len(x[: self.n]):  # a short last row would not fit the picture
+                rows += group
         folder = Path(trainer.default_root_dir) / PICTURES
         sheet, caption = tile_images(rows, scale=2), describe_shown(data.rules, data.channels)
         name, step = "reconstructions", module.step

@@ -1,6 +1,6 @@
 """format=onnx: both directions for onnxruntime and whatever else reads ONNX."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,26 @@ With several codebooks indices are (B, h, w, num_codebooks)."""
 
 def open_session(file: Path) -> Callable[[Tensor], Tensor]:
     """The function in a file with one input and one output, as onnxruntime computes it on the CPU."""
-    import onnxruntime  # an extra
-
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    [entry] = session.get_inputs()
+    run = ONNXGraph(file)
+    [entry] = run.inputs
 
     def compute(value: Tensor) -> Tensor:
-        [result] = session.run(None, {entry.name: value.numpy()})
-        return torch.from_numpy(result)
+        [result] = run({entry: value})
+        return result
 
     return compute
+
+
+class ONNXGraph:
+    """What a file, or its content, computes on the CPU: inputs by their names -> outputs in order."""
+
+    def __init__(self, file: Path | bytes) -> None:
+        import onnxruntime  # an extra
+
+        content = file if isinstance(file, bytes) else str(file)
+        self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        self.inputs = [entry.name for entry in self.session.get_inputs()]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        arrays = {name: value.numpy() for name, value in inputs.items()}
+        return [torch.from_numpy(array) for array in self.session.run(None, arrays)]

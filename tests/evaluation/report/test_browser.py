@@ -1,8 +1,5 @@
 """The page in a real browser."""
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -15,27 +12,9 @@ from codegrid.evaluation.report.figure import report_style
 from codegrid.evaluation.report.page import render_page
 from codegrid.evaluation.report.read import find_runs
 from codegrid.evaluation.report.story import Story
+from tests.helpers.browser import open_browser, read_requests
 
 pytestmark = pytest.mark.slow
-
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-def programs() -> tuple[str, str]:
-    """Chromium and its driver; skips the test without them, but fails in CI."""
-    chromium = (
-        shutil.which("chromium")
-        or shutil.which("chromium-browser")
-        or shutil.which("google-chrome")
-    )
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        assert "CI" not in os.environ, "CI needs chromium and chromedriver"
-        pytest.skip("needs chromium and chromedriver on the PATH")
-    return chromium, driver
 
 
 @pytest.fixture(scope="module")
@@ -51,27 +30,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    chromium, driver = programs()
-    webdriver = (
-        pytest.importorskip("selenium.webdriver")
-        if "CI" not in os.environ
-        else __import__("selenium.webdriver").webdriver
-    )
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in [
-        *FLAGS,
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-        "--window-size=1280,900",
-    ]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driven = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    try:
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with open_browser(tmp_path_factory.mktemp("chromium")) as driven:
         yield driven
-    finally:
-        driven.quit()
 
 
 @pytest.fixture
@@ -99,11 +60,7 @@ def button(browser: Any, table: str, head: str) -> Any:
 def test_it_opens_without_errors_and_requests_nothing_but_itself(opened: Any, report: Path) -> None:
     assert opened.title == "sweep: report"
     assert opened.get_log("browser") == []
-    messages = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    requests = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    urls = [
-        each["request"]["url"] for each in requests if each["documentURL"] == report.as_uri()
-    ]  # the browser has pages of its own
+    urls = read_requests(opened, report.as_uri())
     assert {url for url in urls if not url.startswith("data:")} == {report.as_uri()}
 
 
