@@ -83,8 +83,8 @@ def import_stage(path: str | None) -> Callable[[Any], Any]:
     """The function that conf/stage names."""
     if path is None:
         raise InputError(
-            "no stage is chosen; say stage=vqgan, import, distill, extract, prior, sample, evaluate, explore, compress, decompress, "
-            f"export, report or pipeline; {PROGRAM} --help has more"
+            "no stage is chosen; say stage=vqgan, import, distill, extract, prior, sample, evaluate, explore, compress, "
+            f"decompress, export, report or pipeline; {PROGRAM} --help has more"
         )
     with pause_garbage_collection():
         stage: Callable[[Any], Any] = hydra.utils.get_method(path)
