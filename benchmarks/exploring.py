@@ -13,7 +13,6 @@ chromedriver and the group dev.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -32,6 +31,7 @@ from selenium import webdriver
 
 from benchmarks.configs import compose_config
 from codegrid.engine.checkpoint import make_header, save_atomically
+from codegrid.engine.environment import processor_name
 from codegrid.engine.folder import LAST
 from prior.stages.explore import PAGE, explore_model
 from vqgan.load import build_tokenizer
@@ -227,7 +227,7 @@ def main() -> None:
             print_row(name, rows[name])
     if arguments.page and arguments.picture:
         save_picture(Path(arguments.page), arguments.picture)
-    print(json.dumps({"machine": platform.processor(), "cores": os.cpu_count(), "rows": rows}))
+    print(json.dumps({"machine": processor_name(), "cores": os.cpu_count(), "rows": rows}))
 
 
 def write_untrained_page(folder: Path, cache_dir: str, model: list[str], words: list[str]) -> Path:
