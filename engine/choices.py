@@ -11,6 +11,7 @@ CHECKPOINT_GROUPS = {
     "prior": FIRST_STAGE,
     "extract": FIRST_STAGE,
     "sample": (*FIRST_STAGE, "prior"),
+    "explore": (*FIRST_STAGE, "prior"),
     "evaluate": (*FIRST_STAGE, "prior"),
     "export": ("model", "quantizer", "prior"),
     "compress": ("model", "quantizer", "prior"),

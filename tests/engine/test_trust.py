@@ -1,6 +1,7 @@
 """A checkpoint or run folder from somebody else can't execute code, read secrets or leave its folder."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from codegrid.engine.checkpoint import build_trusted, save_atomically
-from codegrid.engine.choices import route_choices
+from codegrid.engine.choices import CHECKPOINT_GROUPS, route_choices
 from codegrid.engine.errors import InputError
 from codegrid.engine.run import Run
 from codegrid.engine.trust import OTHERS, Trust, admit, check_trusted, settle_trust
 from codegrid.engine.version import FORMAT, VERSION, Stamp
 from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings, read_mistake
-from tests.helpers.configs import compose_config, compose_plain
+from tests.helpers.configs import ROOT, compose_config, compose_plain
 from vqgan.quantizers.base import Quantizer
 from vqgan.quantizers.ema import EMA as EMAQuantizer
 
@@ -321,6 +322,14 @@ def test_a_class_that_only_another_version_has_is_not_mistrusted() -> None:
 def test_the_version_in_a_file_excuses_nothing_else(target: str) -> None:
     with pytest.raises(InputError, match="is not part of Codegrid; don't trust the file"):
         check_trusted({"_target_": target}, "x", stamp=Stamp("0.1.0", 1))
+
+
+def test_every_stage_with_a_place_for_a_choice_is_routed_there() -> None:
+    places = {}
+    for file in (ROOT / "conf" / "stage").glob("*.yaml"):
+        if groups := re.findall(r"^  - /(\w+)@own\.\1: null", file.read_text(), re.MULTILINE):
+            places[file.stem] = set(groups)
+    assert places == {stage: set(groups) for stage, groups in CHECKPOINT_GROUPS.items()}
 
 
 def test_a_later_stage_takes_a_choice_again_for_trust_alone() -> None:
