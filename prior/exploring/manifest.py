@@ -51,7 +51,7 @@ The manifest, where `null` stands for what this model does not have:
                           one token of raster order; codes are those of the token before, not read at position 0
                     "masked": codes int64 (B, h, w), masked bool (B, h, w), [labels] -> logits (B, h, w, K)
                     "grid": codes int64 (B, *shape), [labels] -> logits (B, *shape, K); those of a token depend on the tokens
-                          before it (in "scales", on the scales before it) only
+                          before it (in "scales", on the scales before it) only; also of priors that only a server draws from
                     name: gpt, maskgit ...; is_exact: whether its likelihood is exact; T: tokens
                     reads_after: whether codes behind a hole are read
                     labels: null; "classes": labels int64 (B,), -1: none; or "vectors": float32 (B, labels_size), NaN: none, which
@@ -91,7 +91,7 @@ from prior.exploring.atlas import MAX_MAPPED, list_nearest, picture_table, sort_
 from prior.exploring.graphs import PageNetworks
 from prior.exploring.parts import PageParts
 from prior.exploring.runtime import Runtime
-from prior.exploring.subject import Subject
+from prior.exploring.subject import Subject, has_graph
 from prior.exploring.survey import CodeSurvey
 from prior.export.graphs import cache_shape, describe_graph
 from prior.models.gpt import GPT
@@ -101,7 +101,7 @@ from prior.prior import Prior
 from vqgan.tokenizer import Tokenizer
 
 PAGE_FORMAT = 1
-IN_PLACE = "the mean of what images show where they have this code"
+IN_PLACE = "the mean of what images show where they have it; of a dead code the middle of a picture full of it, or grey"
 EVERYWHERE = "a picture that has this code everywhere"
 SERVER = "/api"
 LOSSLESS_BYTES = 2**20  # of pixels
@@ -143,7 +143,7 @@ def describe_page(
         },
         **describe_networks(subject, networks, parts),
         "checks": None if networks is None else networks.checks,
-        "notes": list_notes(subject, codebooks),
+        "notes": list_notes(subject, codebooks, is_served),
         "server": SERVER if is_served else None,
         "runtime": None if engine is None else add_runtime(engine, parts),
         "licences": [] if engine is None else [runtime.LICENCE],
@@ -256,7 +256,7 @@ def describe_networks(
         for name, graph in (("encoder", networks.encoder), ("decoder", networks.decoder)):
             if graph is not None:
                 described[name] = parts.add_graph(name, graph)
-    if subject.prior is not None and subject.prior_refusal is None:
+    if subject.prior is not None and subject.refuse_prior(networks is None) is None:
         graph = networks.prior if networks is not None else None
         described["prior"] = {
             **describe_sampling(subject.prior),
@@ -273,7 +273,7 @@ def describe_sampling(trained: Prior) -> dict[str, Any]:
     settings = ("temperature", "top_k", "top_p", "guidance", "choice_temperature")
     kind = "classes" if model.classes else "vectors" if model.vector_size else None
     return {
-        "kind": describe_graph(model).kind,
+        "kind": describe_graph(model).kind if has_graph(model) else "grid",
         "name": type(model).__name__.lower(),
         "is_exact": model.exact,
         "T": model.T,
@@ -298,9 +298,12 @@ def add_runtime(engine: Runtime, parts: PageParts) -> dict[str, Any]:
     }
 
 
-def list_notes(subject: Subject, codebooks: Sequence[Mapping[str, Any] | None]) -> list[str]:
+def list_notes(
+    subject: Subject, codebooks: Sequence[Mapping[str, Any] | None], is_served: bool
+) -> list[str]:
     """What a page does not have, and why."""
-    notes = [each for each in (subject.refusal, subject.prior_refusal) if each is not None]
+    refusals = (subject.refusal, subject.refuse_prior(is_served))
+    notes = [each for each in refusals if each is not None]
     if None in codebooks:
         notes.append(
             f"The codebook has {subject.tokenizer.K:,} codes, too many for a map; up to {MAX_MAPPED:,} are shown."

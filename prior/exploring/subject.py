@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.shown import choose_shown
 from codegrid.engine.checkpoint import find_checkpoint, read_checkpoint
 from codegrid.engine.errors import InputError
 from prior.export.graphs import describe_graph
 from prior.load import load_prior, refuse_decoder
+from prior.models.base import PriorModel
 from prior.prior import Prior
 from vqgan.load import load_images, load_tokenizer, require_codes
 from vqgan.tokenizer import Tokenizer
@@ -56,19 +59,25 @@ class Subject:
             )
         return None
 
-    @property
-    def prior_refusal(self) -> str | None:
-        """Why the page can't have the prior, a sentence; None if it can, or if there is none."""
+    def refuse_prior(self, is_served: bool) -> str | None:
+        """Why the page can't have the prior, a sentence; None if it can, or if there is none. A server needs no graph of it."""
         if self.prior is None:
             return None
         if self.prior.condition is not None and not self.prior.condition.is_exportable:
             return "The prior reads the codes of another image in front of its own, which this page has no place for."
-        try:
-            describe_graph(self.prior.model)
-        except InputError:
+        if not is_served and not has_graph(self.prior.model):
             kind = type(self.prior.model).__name__
             return f"The prior, {kind}, has no network that predicts code by code or fills in masked codes."
         return None
+
+
+def has_graph(model: PriorModel) -> bool:
+    """Whether stage=export could write a prior as a graph."""
+    try:
+        describe_graph(model)
+    except InputError:
+        return False
+    return True
 
 
 def open_subject(ckpt: str, decoder: str | None, places: Mapping[str, Any]) -> Subject:
@@ -92,11 +101,13 @@ def open_subject(ckpt: str, decoder: str | None, places: Mapping[str, Any]) -> S
 
 def check_page_size(subject: Subject, most: int) -> None:
     """Raise InputError if the page of this model would have more than so many megabytes by its weights in float16 alone."""
-    modules = [subject.tokenizer, *([] if subject.prior is None else [subject.prior.model])]
+    modules: list[nn.Module] = [subject.tokenizer]
+    if subject.prior is not None and subject.refuse_prior(is_served=False) is None:
+        modules.append(subject.prior.model)
     weights = sum(p.numel() for module in modules for p in module.parameters())
     megabytes = round((weights * HALF * BASE64 + RUNTIME_BYTES) / 1e6)
     if megabytes > most:
         raise InputError(
-            f"the page would have about {megabytes:,} megabytes, and max_megabytes={most} are allowed; explore a smaller model, "
-            "or raise max_megabytes"
+            f"the page would have about {megabytes:,} megabytes, and max_megabytes={most} are allowed; add serve=true, which keeps "
+            "the model out of the page, explore a smaller one (stage=distill makes a small decoder), or raise max_megabytes"
         )

@@ -29,6 +29,7 @@ from prior.exploring.parts import PageParts
 from prior.exploring.runtime import BINARY, SCRIPT, load_runtime
 from prior.exploring.subject import Subject, check_page_size, open_subject
 from prior.exploring.survey import CodeSurvey, survey_codes
+from prior.export.programs import ONNXPrior
 from prior.load import load_prior
 from tests.helpers.commands import Command, lightning_warnings, read_mistake
 from tests.helpers.configs import compose_config
@@ -161,11 +162,20 @@ def test_a_model_that_pictures_cannot_enter_says_so(tmp_path: Path, photos: Path
     assert manifest["encoder"] is None
 
 
-def test_a_prior_of_counts_leaves_a_page_without_completion(tmp_path: Path) -> None:
+def test_a_prior_of_counts_draws_behind_a_server_and_not_in_a_page(tmp_path: Path) -> None:
     save_prior_run(tmp_path, "prior=bigram")
+    subject = open_run(tmp_path)
+    refusal = subject.refuse_prior(is_served=False)
+    assert refusal is not None
+    assert "Bigram, has no network" in refusal
     manifest, _, _ = describe(tmp_path)
-    assert manifest["prior"] is None
-    assert "Bigram, has no network" in manifest["notes"][0]
+    assert manifest["notes"] == []
+    assert (manifest["prior"]["name"], manifest["prior"]["kind"]) == ("bigram", "grid")
+    weights = sum(p.numel() for p in subject.tokenizer.parameters())
+    assert subject.prior is not None
+    subject.prior.model.extra = torch.nn.Parameter(torch.zeros(10**6))
+    assert weights < 10**6
+    check_page_size(subject, 5)  # the page would not have the prior's weights
 
 
 def test_a_prior_is_described_as_its_sampler_needs_it(tmp_path: Path) -> None:
@@ -335,7 +345,7 @@ def files_of(prior_run: Path) -> dict[str, bytes]:
 @needs_onnx
 @pytest.mark.slow
 def test_networks_that_are_not_the_models_are_refused(
-    prior_run: Path, files_of: dict[str, bytes]
+    prior_run: Path, files_of: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subject = open_run(prior_run)
     surveyed = survey(subject)
@@ -355,9 +365,14 @@ def test_networks_that_are_not_the_models_are_refused(
     wrong[0, 0] = (wrong[0, 0] + 1) % 16
     with pytest.raises(InputError, match=r"only 91\.7% are equal, where 99% must be"):
         make_encoder(files_of["encoder.onnx"], Examples(examples.images, wrong, examples.decoded))
+    with pytest.raises(InputError, match="pixels differ by nan of 255"):
+        lost = examples.decoded.index_fill(0, torch.tensor([len(examples.decoded) - 1]), torch.nan)
+        make_decoder(files_of["decoder.onnx"], Examples(examples.images, examples.codes, lost))
     assert subject.prior is not None
     trained = subject.prior
     labels = number_prior_labels(trained, surveyed.labels % 3)
+    written = ONNXPrior().encode_files(trained)
+    monkeypatch.setattr(ONNXPrior, "encode_files", lambda self, trained: written)
     _, own, nats = make_prior(trained, surveyed.codes, labels)
     assert number_prior_labels(trained, torch.tensor([2, 5])).tolist() == [-1, -1]  # type: ignore[union-attr]
     flat = surveyed.codes.flatten(1)
@@ -366,6 +381,16 @@ def test_networks_that_are_not_the_models_are_refused(
     expected = -logits.log_softmax(-1).gather(2, flat[..., None]).mean()
     assert own == pytest.approx(float(expected), abs=1e-5)
     assert nats == pytest.approx(own, abs=2e-3)
+    right = graphs.list_own_nats(trained.model, surveyed.codes, labels)
+    assert float(right.mean()) == own
+    cancelling = torch.tensor([0.03, -0.03]).repeat(80)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="those of a code by 0.03"):
+        patch.setattr(graphs, "list_own_nats", lambda *_: right + cancelling)
+        make_prior(trained, surveyed.codes, labels)
+    with torch.no_grad():
+        next(iter(trained.model.head.parameters())).neg_()
+    with pytest.raises(InputError, match="another prior than ckpt: its nats per token differ by"):
+        make_prior(trained, surveyed.codes, labels)
 
 
 @needs_onnx
