@@ -51,7 +51,7 @@ def load_runtime(folder: str | None, cache_dir: str | Path) -> Runtime:
     Raises InputError for files that are not those of RUNTIME_VERSION, and if they can't be downloaded.
     """
     if folder is not None:
-        return read_runtime(Path(folder), f"runtime={folder}")
+        return read_runtime(Path(folder).expanduser(), f"runtime={folder}")
     cached = Path(cache_dir) / f"onnxruntime-web-{RUNTIME_VERSION}"
     if not is_complete(cached):
         cached.parent.mkdir(parents=True, exist_ok=True)

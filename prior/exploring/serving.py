@@ -85,6 +85,7 @@ LOOPBACK = "127.0.0.1"
 OWN_NAMES = (LOOPBACK, "localhost", "::1")  # of this machine, in a Host header
 MAX_FILE = 2**26  # bytes of a picture
 MAX_JSON = 2**22
+MAX_DIGITS = 20  # of a Content-Length; int() raises for thousands
 MAX_GRIDS = 64
 GRIDS_AT_ONCE = 8  # large pictures of 64 grids would not fit into memory
 MAX_PORT = 2**16 - 1
@@ -399,7 +400,7 @@ class PageHandler(BaseHTTPRequestHandler):
         """Answer a request by an action, or by the sentence of what it raises."""
         self.is_answered = False
         length = self.headers.get("Content-Length", "")
-        self.has_length = length.isascii() and length.isdigit()
+        self.has_length = length.isascii() and length.isdigit() and len(length) < MAX_DIGITS
         self.unread = int(length) if self.has_length else 0
         try:
             self.check_caller()

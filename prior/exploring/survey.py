@@ -8,6 +8,7 @@ from torch import Tensor
 from codegrid.data.datamodule import ImageDataModule
 from codegrid.data.shown import choose_shown
 from codegrid.engine.console import progress_bar
+from codegrid.engine.precision import deterministic_float32
 from prior.exploring.atlas import MAX_MAPPED, PatchMeans, pool
 from vqgan.tokenizer import Tokenizer
 
@@ -61,7 +62,7 @@ def survey_codes(
     patches = make_patches(tokenizer)
     tokenizer.to(device)
     codes, labels, thumbnails = [], [], []
-    with progress_bar(len(numbers), "encoding") as bar:
+    with deterministic_float32(), progress_bar(len(numbers), "encoding") as bar:
         for first in range(0, len(numbers), batch_size):
             values, own_labels = samples.__getitems__(numbers[first : first + batch_size])
             x = images.preprocess(values)
