@@ -30,6 +30,7 @@ PAGE = b"<!doctype html><title>a page</title>"
 KINDS = {
     "gpt": [],
     "masked": ["prior=maskgit", *SMALL_PRIOR],
+    "counted": ["prior=bigram"],
     "classes": [],
 }
 CLASSES = {"classes": 3}
@@ -60,10 +61,11 @@ def servers(priors: dict[str, Prior]) -> Iterator[dict[str, PageServer]]:
     with (
         serving(Models(priors["gpt"].tokenizer, priors["gpt"])) as gpt,
         serving(Models(priors["masked"].tokenizer, priors["masked"])) as masked,
+        serving(Models(priors["counted"].tokenizer, priors["counted"])) as counted,
         serving(Models(priors["classes"].tokenizer, priors["classes"])) as classes,
         serving(Models(priors["gpt"].tokenizer)) as alone,
     ):
-        yield {"gpt": gpt, "masked": masked, "classes": classes, "alone": alone}
+        yield {"gpt": gpt, "masked": masked, "counted": counted, "classes": classes, "alone": alone}
 
 
 def ask(
@@ -160,7 +162,7 @@ def test_a_dropped_file_has_the_codes_of_encode_images(
     assert again.equal(expected)
 
 
-@pytest.mark.parametrize("name", ["gpt", "masked"])
+@pytest.mark.parametrize("name", ["gpt", "masked", "counted"])
 def test_codes_come_as_they_are_drawn_and_known_ones_stay(
     servers: dict[str, PageServer], name: str
 ) -> None:
@@ -179,7 +181,7 @@ def test_codes_come_as_they_are_drawn_and_known_ones_stay(
     assert last["codes"] != codes
 
 
-@pytest.mark.parametrize("name", ["gpt", "masked"])
+@pytest.mark.parametrize("name", ["gpt", "masked", "counted"])
 def test_with_nothing_known_they_are_the_samples_of_a_seed(
     servers: dict[str, PageServer], priors: dict[str, Prior], name: str
 ) -> None:
@@ -332,6 +334,7 @@ def test_a_file_that_is_no_picture_gets_a_sentence(servers: dict[str, PageServer
         (404, "/../secret", None, "", {}),
         (405, "/api/decode", None, "", {}),
         (411, "/api/decode", b"{}", "application/json", {"Content-Length": "two"}),
+        (411, "/api/decode", b"{}", "application/json", {"Content-Length": "1" * 5000}),
         (411, "/api/decode", b"{}", "application/json", {"Transfer-Encoding": "chunked"}),
         (413, "/api/decode", b" " * (MAX_JSON + 1), "application/json", {}),
         (400, "/api/decode", b"{", "application/json", {}),
