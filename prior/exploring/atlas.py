@@ -11,6 +11,7 @@ from scipy.ndimage import uniform_filter
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from codegrid.engine.console import progress_bar
 from vqgan.tokenizer import Tokenizer
 
 MAX_MAPPED = 65536  # codes of a table; a larger map has no cell that can be seen
@@ -188,12 +189,14 @@ def show_codes(tokenizer: Tokenizer, codes: Tensor, table: int, others: Tensor) 
     With a code of each table at every place, those of the other tables are `others` (tables,).
     """
     pictures = []
-    for part in codes.split(DECODED_AT_ONCE):
-        grids = torch.zeros(len(part), *tokenizer.code_shape, dtype=torch.int64)
-        if tokenizer.num_codebooks > 1:
-            grids += others
-            grids[..., table] = part[:, None, None]
-        else:
-            grids += part.view(-1, *[1] * len(tokenizer.code_shape))
-        pictures.append(tokenizer.rules.to_picture(tokenizer.decode_indices(grids)))
+    with progress_bar(len(codes), "decoding codes") as bar:
+        for part in codes.split(DECODED_AT_ONCE):
+            grids = torch.zeros(len(part), *tokenizer.code_shape, dtype=torch.int64)
+            if tokenizer.num_codebooks > 1:
+                grids += others
+                grids[..., table] = part[:, None, None]
+            else:
+                grids += part.view(-1, *[1] * len(tokenizer.code_shape))
+            pictures.append(tokenizer.rules.to_picture(tokenizer.decode_indices(grids)))
+            bar.update(len(part))
     return torch.cat(pictures)

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,6 +51,16 @@ def encode_part(content: bytes) -> tuple[str, bool]:
     packed = gzip.compress(content, 9, mtime=0)
     is_packed = len(packed) < MIN_GAIN * len(content)
     return base64.b64encode(packed if is_packed else content).decode(), is_packed
+
+
+def check_written_size(page: bytes, most: int) -> None:
+    """Raise InputError if a page has more than so many megabytes, of which its pictures may be the most."""
+    megabytes = math.ceil(len(page) / 1e6)
+    if megabytes > most:
+        raise InputError(
+            f"the page has {megabytes:,} megabytes, and max_megabytes={most} are allowed; use fewer pictures= and shown=, add "
+            "serve=true, or raise max_megabytes"
+        )
 
 
 def write_page(file: Path, page: bytes) -> None:

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 from codegrid.engine.console import log_line
 from codegrid.engine.errors import check_int
 from codegrid.engine.run import Run
-from prior.exploring.document import build_page, write_page
+from prior.exploring.document import build_page, check_written_size, write_page
 from prior.exploring.graphs import check_libraries, make_networks
 from prior.exploring.manifest import describe_page
 from prior.exploring.preview import preview_page
@@ -44,6 +44,7 @@ def explore_model(config: DictConfig) -> dict[str, Any] | None:
         if networks is None:
             serve_model(subject, page, config.port, run.device)
             return None
+        check_written_size(page, config.max_megabytes)
         folder = run.start(subject.name)
         write_page(folder / PAGE, page)
         result = {

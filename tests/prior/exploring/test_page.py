@@ -15,7 +15,7 @@ from PIL import Image
 
 from codegrid.engine.errors import InputError
 from prior.exploring import graphs, runtime
-from prior.exploring.document import build_page, to_inline_json, write_page
+from prior.exploring.document import build_page, check_written_size, to_inline_json, write_page
 from prior.exploring.graphs import (
     Examples,
     make_decoder,
@@ -196,6 +196,12 @@ def test_a_page_that_is_too_large_is_refused_before_anything_is_encoded(
     check_page_size(subject, 100)
     with pytest.raises(InputError, match=r"about 5 megabytes, and max_megabytes=4 are allowed"):
         check_page_size(subject, 4)
+
+
+def test_a_page_whose_pictures_make_it_too_large_is_not_written() -> None:
+    check_written_size(bytes(10**6), 1)
+    with pytest.raises(InputError, match=r"has 2 megabytes, and max_megabytes=1 are allowed"):
+        check_written_size(bytes(10**6 + 1), 1)
 
 
 def test_a_name_cannot_end_the_element_that_it_lies_in(tokenizer_run: Path) -> None:
