@@ -135,8 +135,8 @@ class AdmJudge:
             return
         origin = real.describe(n)
         of_judged = ("rounding", "judged_statistics")
-        kept = {key: value for key, value in about.items() if key not in of_judged}
-        sheet.share(*OF_REFERENCE).add(of_real_name, of_real, **{**kept, **origin})
+        shared = {key: value for key, value in about.items() if key not in of_judged}
+        sheet.share(*OF_REFERENCE).add(of_real_name, of_real, **{**shared, **origin})
         if of_real > 0:
             sheet.add(ratio_name, distance / of_real, **about, real=origin)
         else:
