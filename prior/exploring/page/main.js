@@ -54,7 +54,7 @@ function connectFiles(app, gallery) {
         gallery.add(picture, read.name, true);
         app.openPicture(picture);
       }
-      app.say("");
+      app.say(read.note ?? "");
     } catch (error) {
       app.say("");
       app.fail(error);
@@ -110,7 +110,6 @@ function toImage({ data, width, height }) {
 /** Ways to put another picture into the editor. */
 function connectOpening(app) {
   app.openPicture = (picture) => {
-    app.notify("interrupt");
     app.load(new Grid(picture.codes.slice()), app.sourceOf(picture));
   };
   app.openValidation = (number, image, codes) => {
@@ -122,6 +121,7 @@ function connectOpening(app) {
     app.openPicture({ image: image.width === width ? canvas : null, codes, name: `validation image ${number}` });
   };
   app.load = (grid, source) => {
+    app.notify("interrupt");
     if (grid.equals(app.editor.grid) && source.image === app.editor.source.image) return;
     app.editor.load(grid, source, "Open");
   };
@@ -230,7 +230,7 @@ async function start() {
         (error) => app.fail(error),
       );
     },
-    (error) => app.fail(new Error(`The models can't run in this browser (${error.message}); one of the last two years can run them.`)),
+    (error) => app.fail(new Error(`The models can't run in this browser (${error.message}); a browser of the last two years can.`)),
   );
 }
 

@@ -16,7 +16,11 @@ export class Saving {
           app.fail(new Error("Some places are erased: fill them, or undo, before you save."));
           return;
         }
-        await action();
+        try {
+          await action();
+        } catch (error) {
+          app.fail(error);
+        }
       });
     };
     on("save-picture", () => this.savePicture());
@@ -39,7 +43,13 @@ export class Saving {
   }
 
   async settle() {
-    while (!this.app.settled) await new Promise((resolve) => setTimeout(resolve, 20));
+    const { app } = this;
+    await app.started;
+    while (app.busy || app.wanted) {
+      if (!app.engine) break;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    if (!app.settled) throw new Error("There is no picture to save: these codes could not be decoded.");
     await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
   }
 
