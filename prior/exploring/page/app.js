@@ -37,8 +37,8 @@ export class App extends EventTarget {
     this.dispatchEvent(new Event(name));
   }
 
-  sourceOf({ image, codes, name, index = null }) {
-    return { image, base: new Grid(codes.slice()), name, index, decoded: null };
+  sourceOf({ image, codes, erased, name, index = null }) {
+    return { image, base: new Grid(codes.slice(), erased?.slice()), name, index, decoded: null };
   }
 
   /** A code to begin with that shows: frequent, and unlike what is in the first picture. */

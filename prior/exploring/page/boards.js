@@ -40,6 +40,7 @@ export class Boards {
     }
     new ResizeObserver(redraw).observe(document.getElementById("boards"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.notify("draw"));
+    this.lines.parentElement.hidden = !app.layers.some(({ placed }) => placed);
     redraw();
   }
 

@@ -134,7 +134,7 @@ function connectOpening(app) {
       const linked = readLink(app.manifest, location.hash);
       if (!linked) return;
       const picture = app.assets.pictures[linked.index];
-      const source = app.sourceOf(picture ?? { image: null, codes: linked.codes, name: "the grid of the link" });
+      const source = app.sourceOf(picture ?? { image: null, ...linked, index: null, name: "the grid of the link" });
       app.load(new Grid(linked.codes, linked.erased), source);
     } catch (error) {
       app.fail(error);
@@ -191,7 +191,7 @@ function describeKeys() {
   const list = element("p");
   const keys = [
     ["B I M E X", "tools"], ["Ctrl+Z", "undo"], ["Ctrl+Shift+Z", "redo"], ["arrows, Enter", "move and use the tool on the codes"], ["Shift+arrows", "select"],
-    ["Ctrl+C, Ctrl+V", "copy and paste"], ["Delete", "erase the selection"], ["[ ]", "previous and next code"], ["+ −", "size of the brush"],
+    ["Ctrl+C, Ctrl+V", "copy and paste"], ["Delete", "erase the selection"], ["[ ]", "previous and next code"], ["+ −", "size of the brush"], ["Ctrl+wheel, pinch", "zoom the map"],
   ];
   for (const [key, action] of keys) list.append(element("kbd", "", key), ` ${action}   `);
   return list;

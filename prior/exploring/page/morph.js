@@ -16,7 +16,7 @@ export class Morph {
     this.frame = null;
     this.showing = false; // while the grid changes by the slider
     document.getElementById("morph-words").textContent =
-      "Choose two grids: open a picture and click From, open another and click To. The slider replaces the codes of one by those of the other.";
+      "Choose two grids: open a picture and click From, open another and click To. The slider replaces the codes of the first with those of the second, one after the other.";
     const { width, height } = app.manifest.image;
     for (const slot of ["a", "b"]) {
       const button = document.getElementById(`morph-${slot}`);

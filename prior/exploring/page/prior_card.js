@@ -15,7 +15,7 @@ export class PriorCard {
     this.samples = document.getElementById("samples");
     document.getElementById("prior-controls").hidden = !this.prior;
     if (!this.prior) {
-      const words = "This page has no prior, the second model that knows which codes go together. Make the page from a run of stage=prior to get one.";
+      const words = "This page has no prior, the second model, which knows what codes go together and can fill in erased ones. Make the page from a run of stage=prior to get one.";
       const note = app.manifest.notes.find((sentence) => /prior/i.test(sentence));
       document.getElementById("prior-words").textContent = note ?? words;
       document.getElementById("prior-title").textContent = "No prior";
@@ -31,12 +31,11 @@ export class PriorCard {
   }
 
   describe() {
-    const { name, kind, reads_after: readsAfter } = this.prior;
-    const what = `Prior ${name} learned which codes go together.`;
-    if (kind === "masked") return `${what} It fills any erased place, by the codes on all sides of it.`;
-    if (readsAfter) return `${what} It fills any erased place.`;
-    if (this.app.manifest.codes.layout === "scales") return `${what} It draws scale after scale: a code is drawn by those of the coarser scales.`;
-    return `${what} It reads row by row: an erased place is filled by looking at the codes before it, and not at those after it.`;
+    const { name, reads_after: readsAfter } = this.prior;
+    const what = `The prior, ${name}, has learned which codes go together.`;
+    if (readsAfter) return `${what} It fills erased places anywhere, by looking at the codes on all sides.`;
+    if (this.app.manifest.codes.layout === "scales") return `${what} It draws scale by scale: each code depends on those of the coarser scales.`;
+    return `${what} It draws row by row: an erased place is filled by looking at the codes above it and to its left in its row, not at those after it.`;
   }
 
   offerSettings() {

@@ -6,7 +6,7 @@ const KEYS = { b: "paint", i: "pick", m: "select", e: "erase", x: "swap" };
 const IS_TOUCH = matchMedia("(pointer: coarse)").matches;
 const HINTS = {
   paint: (code, _, placed) =>
-    `Drag over the codes${placed ? " or the picture" : ""} to paint with code ${code}.${IS_TOUCH ? "" : " A right click picks the code below."}`,
+    `Drag over the codes${placed ? " or the picture" : ""} to paint with code ${code}.${IS_TOUCH ? "" : " A right click picks the code under the pointer."}`,
   pick: () => "Choose a place or a code of the map: the brush takes it.",
   select: () => "Drag a rectangle to copy, erase or keep it.",
   erase: (_, hasPrior) => (hasPrior ? "Drag over places to erase them; the prior fills them in." : "Drag over places to erase them."),
