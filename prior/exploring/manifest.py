@@ -37,7 +37,7 @@ The manifest, where `null` stands for what this model does not have:
                     neighbours: ARRAY uint32 (K, n), the nearest codes, the nearest first; patches: SPRITE of K pictures, what each
                     code shows. null for a table that is too large for a map
     patches_show    a clause: what the patches are, such as "the middle of a picture that has this code everywhere"
-    pictures        {sprite, codes, names}    the run's pictures: SPRITE, lossless; ARRAY (n, *shape); and the name of each.
+    pictures        {sprite, codes, names}    the run's pictures: SPRITE, lossless; ARRAY (n, *shape); and what each is called.
                     They are validation images in 8 bits; with image.accepts the encoder makes these codes of them
     validation      {sprite, codes, n, counted, total}    n images of the validation set, small: SPRITE, ARRAY (n, *shape);
                     counted: images behind `use`; total: images in the set
@@ -132,7 +132,7 @@ def describe_page(
         "pictures": {
             "sprite": parts.add_sprite("pictures", tokenizer.rules.to_picture(survey.x), True),
             "codes": parts.add_codes("picture-codes", survey.picture_codes, K),
-            "names": survey.names,
+            "names": survey.names or [f"picture {i + 1}" for i in range(len(survey.x))],
         },
         "validation": {
             "sprite": parts.add_sprite("validation", survey.thumbnails, False),

@@ -22,6 +22,7 @@ export class App extends EventTarget {
     this.inspected = null; // {table, code}
     this.selection = null; // {top, left, bottom, right}
     this.clipboard = null; // {rows, columns, codes}
+    this.label = -1;
     this.engine = null;
     this.decoded = makeCanvas(manifest.image.width, manifest.image.height);
     this.decoded.getContext("2d", { willReadFrequently: true }); // kept in memory, where pictures come from
@@ -36,8 +37,8 @@ export class App extends EventTarget {
     this.dispatchEvent(new Event(name));
   }
 
-  sourceOf({ image, codes, name, index = null }) {
-    return { image, base: new Grid(codes.slice()), name, index, decoded: null };
+  sourceOf({ image, codes, erased, name, index = null }) {
+    return { image, base: new Grid(codes.slice(), erased?.slice()), name, index, decoded: null };
   }
 
   /** A code to begin with that shows: frequent, and unlike what is in the first picture. */
@@ -77,6 +78,12 @@ export class App extends EventTarget {
     this.hover = null;
     this.inspected = null;
     this.notify("layer");
+  }
+
+  /** The class of the prior; -1: none. */
+  setLabel(label) {
+    this.label = label;
+    this.notify("label");
   }
 
   setTool(tool) {

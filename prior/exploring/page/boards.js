@@ -11,7 +11,7 @@ export class Boards {
     this.shown = document.getElementById("shown");
     this.lines = document.getElementById("lines");
     this.compared = null;
-    this.bits = { grid: null, values: null };
+    this.bits = { grid: null, label: null, values: null };
     this.waiting = false;
     this.offerViews();
     this.offerLayers();
@@ -23,6 +23,7 @@ export class Boards {
       this.judge();
       redraw();
     });
+    app.addEventListener("label", () => this.judge());
     app.editor.addEventListener("source", () => {
       this.compared = null;
       redraw();
@@ -39,6 +40,7 @@ export class Boards {
     }
     new ResizeObserver(redraw).observe(document.getElementById("boards"));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.notify("draw"));
+    this.lines.parentElement.hidden = !app.layers.some(({ placed }) => placed);
     redraw();
   }
 
@@ -46,7 +48,7 @@ export class Boards {
     const { prior } = this.app.manifest;
     const views = { patches: "as patches", numbers: "as numbers", colours: "as colours" };
     if (this.app.codebook.use) views.use = "by use";
-    if (prior?.is_exact) views.surprise = "by surprise (bits)";
+    if (prior?.is_exact) views.surprise = "by surprise, in bits";
     for (const [value, text] of Object.entries(views)) this.shown.add(new Option(text, value));
   }
 
@@ -129,17 +131,19 @@ export class Boards {
   /** Bits of surprise, where they are shown. */
   async judge() {
     const { app } = this;
+    const { label } = app;
     const { grid } = app.editor;
-    if (this.shown.value !== "surprise" || !app.engine || this.bits.grid === grid || this.judging) return;
+    const isJudged = this.bits.grid === grid && this.bits.label === label;
+    if (this.shown.value !== "surprise" || !app.engine || isJudged || this.judging) return;
     this.judging = true;
     try {
-      this.bits = { grid, values: await app.engine.judge(app.decodable(grid), app.label ?? -1) };
+      this.bits = { grid, label, values: await app.engine.judge(app.decodable(grid), label) };
     } catch (error) {
       app.fail(error);
     }
     this.judging = false;
     this.requestDraw();
-    if (app.editor.grid !== grid) this.judge();
+    if (app.editor.grid !== grid || app.label !== label) this.judge();
   }
 
   drawPicture() {

@@ -125,6 +125,7 @@ class LocalEngine {
 
   async complete(request, onProgress, signal) {
     await this.priorReady;
+    if (signal?.aborted) return Int32Array.from(request.codes);
     const result = this.prior.ask({ type: "complete", ...request }, [], onProgress);
     const target = this.prior.count;
     signal?.addEventListener("abort", () => this.prior.ask({ type: "stop", target }));

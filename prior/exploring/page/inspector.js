@@ -79,10 +79,11 @@ export class Inspector {
   describeUse(codebook, code) {
     if (!codebook.use) return [element("p", "quiet", "This codebook is too large for a map.")];
     const count = codebook.use[code];
-    if (!count) return [element("p", "quiet dead", "A dead code: no validation image has it.")];
+    const images = describeImages(this.app.manifest.validation.counted);
+    if (!count) return [element("p", "quiet dead", `A dead code: never used in ${images}.`)];
     const share = (100 * count) / codebook.total;
     const times = count === 1 ? "once" : `${count.toLocaleString("en")} times`;
-    const text = `used ${times}, ${share.toFixed(share < 0.1 ? 3 : 1)}% of all codes of the validation set`;
+    const text = `used ${times}, ${share.toFixed(share < 0.1 ? 3 : 1)}% of all codes in ${images}`;
     return [element("p", "quiet", text), element("p", "quiet", `rank ${codebook.rank[code]} of ${codebook.K}`)];
   }
 
@@ -117,7 +118,7 @@ export class Inspector {
     if (!app.assets.validation) return [];
     const found = this.findPlaces(table, code);
     const { n } = app.manifest.validation;
-    const title = element("h3", "", found.length ? `In ${found.length} of ${n} validation images` : `In none of the ${n} validation images here`);
+    const title = element("h3", "", found.length ? `In ${found.length} of ${describeImages(n)}` : `In none of ${describeImages(n)}`);
     const row = element("div", "places");
     row.append(...found.slice(0, SHOWN_PLACES).map((place) => this.showPlace(place, codebook)));
     return [title, row];
@@ -145,6 +146,11 @@ export class Inspector {
     button.addEventListener("click", () => app.openValidation(image, sprite.cut(image), codes[image]));
     return button;
   }
+}
+
+/** "1,000 validation images", for sentences. */
+export function describeImages(n) {
+  return n === 1 ? "one validation image" : `${n.toLocaleString("en")} validation images`;
 }
 
 /** An element with a class and a text. */

@@ -1,5 +1,7 @@
 // A grid in the fragment of an address: #v=1&m=<model>&p=<picture>&c=<codes>.
 
+const LINK_FORMAT = "1";
+
 /** Whole numbers below 2^bits -> base64url text. */
 export function packNumbers(numbers, bits) {
   const bytes = new Uint8Array(Math.ceil((numbers.length * bits) / 8));
@@ -39,22 +41,28 @@ function bitsOf(K) {
 
 /** What tells the codes of a model from those of others. */
 export function nameModel({ model }) {
-  return encodeURIComponent(model.id ?? model.name);
+  return model.id ?? model.name;
 }
 
 export function writeLink(manifest, grid, source) {
   const { K } = manifest.codes;
   const numbers = Array.from(grid.codes, (code, t) => (grid.erased[t] ? K : code));
   const picture = source.index === null ? "" : `&p=${source.index}`;
-  return `#v=1&m=${nameModel(manifest)}${picture}&c=${packNumbers(numbers, bitsOf(K))}`;
+  return `#v=${LINK_FORMAT}&m=${encodeURIComponent(nameModel(manifest))}${picture}&c=${packNumbers(numbers, bitsOf(K))}`;
 }
 
 /** {codes, erased, index} of a fragment; null if it holds no grid. Throws a sentence for one that this page can't show. */
 export function readLink(manifest, fragment) {
   const fields = new URLSearchParams(fragment.replace(/^#/, ""));
-  if (!fields.has("c")) return null;
+  if (!fields.has("c") && !fields.has("m") && !fields.has("v")) return null;
   const { K, shape } = manifest.codes;
   const L = shape.reduce((a, b) => a * b, 1);
+  if (!fields.has("c") || !fields.has("m") || !fields.has("v")) {
+    throw new Error("This link holds no whole grid; it may have been cut off when it was copied.");
+  }
+  if (fields.get("v") !== LINK_FORMAT) {
+    throw new Error(`This link is of format ${fields.get("v")}, and this page reads format ${LINK_FORMAT}; make the page again with a newer Codegrid.`);
+  }
   if (fields.get("m") !== nameModel(manifest)) {
     throw new Error(`This link holds a grid of another model, ${fields.get("m")}; its codes mean something else here.`);
   }

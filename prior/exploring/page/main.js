@@ -54,7 +54,7 @@ function connectFiles(app, gallery) {
         gallery.add(picture, read.name, true);
         app.openPicture(picture);
       }
-      app.say("");
+      app.say(read.note ?? "");
     } catch (error) {
       app.say("");
       app.fail(error);
@@ -110,7 +110,6 @@ function toImage({ data, width, height }) {
 /** Ways to put another picture into the editor. */
 function connectOpening(app) {
   app.openPicture = (picture) => {
-    app.notify("interrupt");
     app.load(new Grid(picture.codes.slice()), app.sourceOf(picture));
   };
   app.openValidation = (number, image, codes) => {
@@ -122,6 +121,7 @@ function connectOpening(app) {
     app.openPicture({ image: image.width === width ? canvas : null, codes, name: `validation image ${number}` });
   };
   app.load = (grid, source) => {
+    app.notify("interrupt");
     if (grid.equals(app.editor.grid) && source.image === app.editor.source.image) return;
     app.editor.load(grid, source, "Open");
   };
@@ -134,7 +134,7 @@ function connectOpening(app) {
       const linked = readLink(app.manifest, location.hash);
       if (!linked) return;
       const picture = app.assets.pictures[linked.index];
-      const source = app.sourceOf(picture ?? { image: null, codes: linked.codes, name: "the grid of the link" });
+      const source = app.sourceOf(picture ?? { image: null, ...linked, index: null, name: "the grid of the link" });
       app.load(new Grid(linked.codes, linked.erased), source);
     } catch (error) {
       app.fail(error);
@@ -191,7 +191,7 @@ function describeKeys() {
   const list = element("p");
   const keys = [
     ["B I M E X", "tools"], ["Ctrl+Z", "undo"], ["Ctrl+Shift+Z", "redo"], ["arrows, Enter", "move and use the tool on the codes"], ["Shift+arrows", "select"],
-    ["Ctrl+C, Ctrl+V", "copy and paste"], ["Delete", "erase the selection"], ["[ ]", "previous and next code"], ["+ −", "size of the brush"],
+    ["Ctrl+C, Ctrl+V", "copy and paste"], ["Delete", "erase the selection"], ["[ ]", "previous and next code"], ["+ −", "size of the brush"], ["Ctrl+wheel, pinch", "zoom the map"],
   ];
   for (const [key, action] of keys) list.append(element("kbd", "", key), ` ${action}   `);
   return list;
@@ -230,7 +230,7 @@ async function start() {
         (error) => app.fail(error),
       );
     },
-    (error) => app.fail(new Error(`The models can't run in this browser (${error.message}); one of the last two years can run them.`)),
+    (error) => app.fail(new Error(`The models can't run in this browser (${error.message}); a browser of the last two years can.`)),
   );
 }
 

@@ -1,6 +1,7 @@
 // The codebook as a map: similar codes lie near each other.
 
 import { drawOutline, fitCanvas, mixColours, readColours } from "./drawing.js";
+import { describeImages } from "./inspector.js";
 
 const MAX_ZOOM = 40;
 const OUTLINE_REST = 120; // ms after the last edit
@@ -238,7 +239,7 @@ export class CodebookMap {
   }
 
   wheel(event) {
-    if (!event.ctrlKey && document.activeElement !== this.canvas) return; // the page scrolls
+    if (!event.ctrlKey && !event.metaKey) return; // the page scrolls
     event.preventDefault();
     this.zoomAt(event, Math.exp(-event.deltaY / 300));
   }
@@ -281,6 +282,7 @@ function distance(a, b) {
 }
 
 function describeBook({ dead, perplexity }, K, counted) {
-  const without = dead ? `${dead.toLocaleString("en")} of its ${K.toLocaleString("en")} codes are dead` : `all ${K.toLocaleString("en")} codes are used`;
-  return `Similar codes lie near each other. In ${counted.toLocaleString("en")} validation images ${without}; perplexity ${perplexity.toFixed(0)}.`;
+  const all = K.toLocaleString("en");
+  const used = dead ? `${dead.toLocaleString("en")} of the ${all} codes ${dead === 1 ? "is" : "are"} never used` : `all ${all} codes are used`;
+  return `Similar codes lie near each other. In ${describeImages(counted)} ${used}; perplexity ${perplexity.toFixed(0)}.`;
 }

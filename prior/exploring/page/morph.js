@@ -14,8 +14,9 @@ export class Morph {
     this.play = document.getElementById("morph-play");
     this.stroke = null;
     this.frame = null;
+    this.showing = false; // while the grid changes by the slider
     document.getElementById("morph-words").textContent =
-      "Choose two grids: open a picture and click From, open another and click To. The slider replaces the codes of one by those of the other.";
+      "Choose two grids: open a picture and click From, open another and click To. The slider replaces the codes of the first with those of the second, one after the other.";
     const { width, height } = app.manifest.image;
     for (const slot of ["a", "b"]) {
       const button = document.getElementById(`morph-${slot}`);
@@ -29,8 +30,9 @@ export class Morph {
     this.share.addEventListener("change", () => this.endStroke());
     this.order.addEventListener("change", () => (this.orders = null));
     this.play.addEventListener("click", () => (this.frame === null ? this.start() : this.pause()));
-    app.editor.addEventListener("source", () => {
-      if (!this.showing) this.pause();
+    app.addEventListener("interrupt", () => this.pause());
+    app.editor.addEventListener("grid", () => {
+      if (!this.showing && this.frame !== null) this.stop(); // somebody paints
     });
     app.addEventListener("ready", () => this.begin());
   }
@@ -103,7 +105,9 @@ export class Morph {
     const changing = this.sequence.filter((token) => a.codes[token] !== b.codes[token]);
     const tokens = changing.slice(0, Math.round((changing.length * Number(this.share.value)) / 100));
     this.stroke ??= Symbol("morph");
+    this.showing = true;
     editor.edit(a.with(tokens, tokens.map((token) => b.codes[token])), "Morph", this.stroke);
+    this.showing = false;
   }
 
   endStroke() {
@@ -126,9 +130,15 @@ export class Morph {
   }
 
   pause() {
+    this.stop();
+    this.endStroke();
+  }
+
+  /** Stops playing; the step that the editor is in goes on. */
+  stop() {
     if (this.frame !== null) cancelAnimationFrame(this.frame);
     this.frame = null;
-    this.endStroke();
+    this.stroke = null;
     this.mark();
   }
 

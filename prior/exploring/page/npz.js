@@ -106,7 +106,10 @@ function readNpy(buffer) {
   const header = new TextDecoder().decode(new Uint8Array(buffer, 10, start - 10));
   const type = header.match(/'descr': '([^']+)'/)?.[1];
   const size = ITEM_SIZES[type];
-  if (!size || /'fortran_order': True/.test(header)) throw new Error(`The codes in this .npz are ${type}, and should be whole numbers.`);
+  const isFortran = /'fortran_order': True/.test(header);
+  if (!size || isFortran) {
+    throw new Error(`The codes in this .npz are ${type}${isFortran ? " in Fortran order" : ""}; save them as int64 in C order.`);
+  }
   const shape = header.match(/'shape': \(([^)]*)\)/)[1].split(",").filter((side) => side.trim()).map(Number);
   const read = { 1: "getUint8", 2: "getUint16", 4: "getInt32", 8: "getBigInt64" }[size];
   const n = shape.reduce((a, b) => a * b, 1);

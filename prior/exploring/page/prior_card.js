@@ -11,10 +11,11 @@ export class PriorCard {
     this.app = app;
     this.prior = app.manifest.prior;
     this.drawing = null; // an AbortController while the prior works
+    this.filling = null; // the same one while it fills the grid in the editor
     this.samples = document.getElementById("samples");
     document.getElementById("prior-controls").hidden = !this.prior;
     if (!this.prior) {
-      const words = "This page has no prior, the second model that knows which codes go together. Make the page from a run of stage=prior to get one.";
+      const words = "This page has no prior, the second model, which knows what codes go together and can fill in erased ones. Make the page from a run of stage=prior to get one.";
       const note = app.manifest.notes.find((sentence) => /prior/i.test(sentence));
       document.getElementById("prior-words").textContent = note ?? words;
       document.getElementById("prior-title").textContent = "No prior";
@@ -23,20 +24,18 @@ export class PriorCard {
     document.getElementById("prior-words").textContent = this.describe();
     this.offerSettings();
     this.connect();
-    for (const name of ["layer"]) app.addEventListener(name, () => this.mark());
     app.addEventListener("ready", () => this.mark());
     app.editor.addEventListener("grid", () => this.mark());
-    app.addEventListener("interrupt", () => this.drawing?.abort());
+    app.addEventListener("interrupt", () => this.filling?.abort());
     this.mark();
   }
 
   describe() {
-    const { name, kind, reads_after: readsAfter, order } = this.prior;
-    const what = `Prior ${name} learned which codes go together.`;
-    if (kind === "masked") return `${what} It fills any erased place, by the codes on all sides of it.`;
-    if (readsAfter) return `${what} It fills any erased place.`;
-    if (this.app.manifest.codes.layout === "scales") return `${what} It draws scale after scale: a code is drawn by those of the coarser scales.`;
-    return `${what} It reads row by row${order === "raster" || !order ? "" : ` (${order})`}: an erased place is filled by the codes above and to the left, and those after it are not seen.`;
+    const { name, reads_after: readsAfter } = this.prior;
+    const what = `The prior, ${name}, has learned which codes go together.`;
+    if (readsAfter) return `${what} It fills erased places anywhere, by looking at the codes on all sides.`;
+    if (this.app.manifest.codes.layout === "scales") return `${what} It draws scale by scale: each code depends on those of the coarser scales.`;
+    return `${what} It draws row by row: an erased place is filled by looking at the codes above it and to its left in its row, not at those after it.`;
   }
 
   offerSettings() {
@@ -53,7 +52,7 @@ export class PriorCard {
       document.getElementById("class-field").hidden = false;
       document.getElementById("guidance-field").hidden = !prior.guidance;
       const choice = document.getElementById("class");
-      choice.add(new Option("any", "-1"));
+      if (prior.guidance) choice.add(new Option("any", "-1")); // others have learned no codes without a class
       prior.classes.forEach((name, i) => choice.add(new Option(name, String(i))));
     }
     if (prior.kind === "masked") {
@@ -62,6 +61,7 @@ export class PriorCard {
       steps.max = prior.T;
       steps.value = prior.steps ?? prior.T;
     }
+    app.setLabel(this.label);
     this.showSettings();
   }
 
@@ -99,7 +99,7 @@ export class PriorCard {
   connect() {
     const on = (id, name, action) => document.getElementById(id).addEventListener(name, action);
     for (const id of ["temperature", "top-k", "guidance", "steps"]) on(id, "input", () => this.showSettings());
-    on("class", "change", () => (this.app.label = this.label));
+    on("class", "change", () => this.app.setLabel(this.label));
     on("dice", "click", () => (this.seed = Math.floor(Math.random() * 10000)));
     on("fill", "click", () => this.fill());
     on("draw", "click", () => this.drawNew());
@@ -127,19 +127,21 @@ export class PriorCard {
     app.editor.edit(app.editor.grid.with(half, null), "Erase");
   }
 
-  /** Run the prior; `use` gets its progress. */
-  async work(request, use) {
-    const controller = (this.drawing = new AbortController());
+  /** Run the prior; `use` gets its progress. Returns whether it came to its end. */
+  async work(controller, request, use) {
+    this.drawing = controller;
     this.mark();
     try {
       const sampler = this.settings;
       await this.app.engine.complete({ sampler, seed: this.seed, label: this.label, ...request }, (progress) => {
         if (!controller.signal.aborted) use(progress);
       }, controller.signal);
+      return !controller.signal.aborted;
     } catch (error) {
       if (!controller.signal.aborted) this.app.fail(error);
+      return false;
     } finally {
-      this.drawing = null;
+      this.drawing = this.filling = null;
       this.mark();
     }
   }
@@ -152,10 +154,12 @@ export class PriorCard {
     const stroke = Symbol("fill");
     const known = grid.erased.map((erased) => 1 - erased);
     const used = this.seed;
-    await this.work({ codes: this.app.decodable(grid), n: 1, known }, ({ places, codes }) => {
+    this.filling = new AbortController();
+    const isDone = await this.work(this.filling, { codes: this.app.decodable(grid), n: 1, known }, ({ places, codes }) => {
       editor.edit(editor.grid.with(places, codes), "Fill", stroke);
     });
     editor.endStroke();
+    if (!isDone) return;
     this.app.say(`Filled with seed ${used}. Undo, choose another seed and fill again for another picture.`);
     if (this.seed === used) this.seed = (used + 1) % 2 ** 32;
   }
@@ -172,11 +176,12 @@ export class PriorCard {
     this.samples.style.setProperty("--aspect", String(app.manifest.image.width / app.manifest.image.height));
     this.samples.replaceChildren(...shown.map(({ button }) => button));
     const painter = new SamplePainter(app, shown);
-    await this.work({ codes, n: SAMPLES }, ({ sample, places, codes: drawn }) => {
+    const isDone = await this.work(new AbortController(), { codes, n: SAMPLES }, ({ sample, places, codes: drawn }) => {
       shown[sample].set(places, drawn);
       painter.request();
     });
     await painter.finish();
+    if (!isDone) return;
     app.say(`Drawn with seed ${used}. Choose a picture to edit it.`);
     if (this.seed === used) this.seed = (used + SAMPLES) % 2 ** 32;
   }

@@ -11,7 +11,7 @@ const FORMATS = /^image\/(png|jpe?g|webp|gif|bmp|avif)$/;
 /** A sentence for the user, not a mistake of the page. */
 export class Refusal extends Error {}
 
-/** {codes} of an .npz, or {pixels, blob, name} of a picture, RGB of the networks' size; a server reads the file itself, of more kinds.
+/** {codes, note} of an .npz, or {pixels, blob, name} of a picture, RGB of the networks' size; a server reads the file itself, of more kinds.
  * Throws a Refusal. */
 export async function readFile(file, manifest) {
   const name = file.name || "the pasted picture";
@@ -20,8 +20,13 @@ export async function readFile(file, manifest) {
     const size = Math.round(file.size / 2 ** 20);
     throw new Refusal(`“${name}” has ${size} MB, and this page reads up to 64; save it smaller and drop it again.`);
   }
-  const start = new Uint8Array(await file.slice(0, 2 ** 16).arrayBuffer());
-  if (startsWith(start, [0x50, 0x4b, 3, 4])) return { codes: await readCodes(file, name, manifest), name };
+  let start;
+  try {
+    start = new Uint8Array(await file.slice(0, 2 ** 16).arrayBuffer());
+  } catch {
+    throw new Refusal(`“${name}” can't be read: it is a folder, or was moved since it was chosen.`);
+  }
+  if (startsWith(start, [0x50, 0x4b, 3, 4])) return { ...(await readCodes(file, name, manifest)), name };
   if (!manifest.image.accepts) throw new Refusal(manifest.image.refusal);
   if (manifest.server) return { blob: file, name };
   const size = measurePicture(start, file.type, name);
@@ -133,7 +138,7 @@ export function spreadChannels(bytes, { width, height }) {
   return { data, width, height, channels: 3 };
 }
 
-/** The first grid in an .npz. */
+/** The codes of the grid in an .npz; of several, the first one's. */
 async function readCodes(file, name, manifest) {
   const { K, shape } = manifest.codes;
   const L = shape.reduce((a, b) => a * b, 1);
@@ -150,5 +155,6 @@ async function readCodes(file, name, manifest) {
   const codes = Int32Array.from(array.data.slice(0, L));
   const wrong = codes.find((code) => code < 0 || code >= K);
   if (wrong !== undefined) throw new Refusal(`“${name}” has the code ${wrong}, and this model's codes are 0 to ${K - 1}.`);
-  return codes;
+  const n = array.data.length / L;
+  return { codes, note: n > 1 ? `Opened the first of the ${n} grids in ${name}.` : "" };
 }

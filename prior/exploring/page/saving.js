@@ -5,6 +5,7 @@ import { nameModel, writeLink } from "./link.js";
 import { writeNpz } from "./npz.js";
 
 const SHEET_SIDE = 512; // pixels of each view
+const ELSEWHERE = "On another computer, append the part from # to the address of the page there.";
 
 export class Saving {
   constructor(app) {
@@ -16,7 +17,11 @@ export class Saving {
           app.fail(new Error("Some places are erased: fill them, or undo, before you save."));
           return;
         }
-        await action();
+        try {
+          await action();
+        } catch (error) {
+          app.fail(error);
+        }
       });
     };
     on("save-picture", () => this.savePicture());
@@ -39,7 +44,13 @@ export class Saving {
   }
 
   async settle() {
-    while (!this.app.settled) await new Promise((resolve) => setTimeout(resolve, 20));
+    const { app } = this;
+    await app.started;
+    while (app.busy || app.wanted) {
+      if (!app.engine) break;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    if (!app.settled) throw new Error("There is no picture to save: these codes could not be decoded.");
     await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
   }
 
@@ -107,12 +118,19 @@ export class Saving {
     history.replaceState(null, "", text);
     try {
       await navigator.clipboard.writeText(text);
-      this.app.say("Link copied: it opens this page with these codes.");
+      this.app.say(isLocal() ? `Link copied. ${ELSEWHERE}` : "Link copied: it opens this page with these codes.");
     } catch {
+      const words = isLocal() ? `It opens this page with these codes. ${ELSEWHERE}` : "It opens this page with these codes.";
+      document.getElementById("link-words").textContent = words;
       const field = document.getElementById("link-text");
       field.value = text;
       document.getElementById("link-dialog").showModal();
       field.select();
     }
   }
+}
+
+/** Whether the page's address means something on this computer only. */
+function isLocal() {
+  return location.protocol === "file:" || ["127.0.0.1", "localhost"].includes(location.hostname);
 }

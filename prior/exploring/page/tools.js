@@ -6,7 +6,7 @@ const KEYS = { b: "paint", i: "pick", m: "select", e: "erase", x: "swap" };
 const IS_TOUCH = matchMedia("(pointer: coarse)").matches;
 const HINTS = {
   paint: (code, _, placed) =>
-    `Drag over the codes${placed ? " or the picture" : ""} to paint with code ${code}.${IS_TOUCH ? "" : " A right click picks the code below."}`,
+    `Drag over the codes${placed ? " or the picture" : ""} to paint with code ${code}.${IS_TOUCH ? "" : " A right click picks the code under the pointer."}`,
   pick: () => "Choose a place or a code of the map: the brush takes it.",
   select: () => "Drag a rectangle to copy, erase or keep it.",
   erase: (_, hasPrior) => (hasPrior ? "Drag over places to erase them; the prior fills them in." : "Drag over places to erase them."),
@@ -151,7 +151,7 @@ export class Tools {
     else if (tool === "erase") editor.edit(editor.grid.with(app.withAllCodebooks(this.brushTokens(place)), null), "Erase", stroke?.name);
     else if (tool === "pick") this.pick(place);
     else if (tool === "select") app.setSelection(spanOf(stroke?.start ?? place, place));
-    else if (tool === "swap" && isFirst) this.swap(editor.grid.codes[token]);
+    else if (tool === "swap" && isFirst && !editor.grid.erased[token]) this.swap(editor.grid.codes[token]);
     else if (tool === "stamp" && isFirst) this.stamp(place);
   }
 
@@ -249,6 +249,7 @@ export class Tools {
   }
 
   redo() {
+    this.app.notify("interrupt");
     this.app.editor.redo();
   }
 
@@ -294,6 +295,7 @@ export class Tools {
       const place = app.hover ? { row: clamp(from.row + move[0], app.layer.rows), column: clamp(from.column + move[1], app.layer.columns) } : from;
       app.setHover(place);
       if (shift) {
+        if (!app.selection) this.anchor = null;
         this.anchor ??= from;
         app.setTool("select");
         app.setSelection(spanOf(this.anchor, place));

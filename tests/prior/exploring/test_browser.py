@@ -291,6 +291,30 @@ def test_new_pictures_appear_code_by_code_and_open_in_the_editor(opened: Any) ->
     assert opened.execute_script("return codegrid.editor.source.index") == 0
 
 
+def test_a_completion_that_is_stopped_does_not_claim_to_be_done(opened: Any) -> None:
+    seed = "return document.getElementById('seed').value"
+    opened.execute_script(
+        "for (const id of ['erase-half', 'fill', 'stop']) document.getElementById(id).click()"
+    )
+    wait_for(opened, "document.getElementById('stop').hidden")
+    assert opened.execute_script("return codegrid.editor.grid.holes") == 8
+    assert "Filled" not in opened.find_element("id", "status").text
+    assert opened.execute_script(seed) == "0"
+    opened.find_element("id", "fill").click()
+    wait_for(opened, "document.getElementById('stop').hidden && !codegrid.editor.grid.holes")
+    assert "Filled with seed 0" in opened.find_element("id", "status").text
+    assert opened.execute_script(seed) == "1"
+
+
+def test_new_pictures_are_drawn_on_while_another_is_opened(opened: Any) -> None:
+    opened.execute_script(
+        "document.getElementById('draw').click(); document.querySelector('#strip button:last-child').click();"
+    )
+    wait_for(opened, "document.getElementById('stop').hidden")
+    wait_for(opened, "document.getElementById('status').textContent.includes('Drawn with seed 0')")
+    assert opened.execute_script("return codegrid.editor.source.index") == 3
+
+
 def test_saved_codes_open_in_numpy_and_in_the_page(opened: Any, tmp_path: Path) -> None:
     codes = read_codes(opened)
     opened.find_element("css selector", "#save summary").click()
@@ -330,7 +354,14 @@ def test_a_link_holds_the_grid(opened: Any, page: Path) -> None:
     assert opened.execute_script("return codegrid.editor.grid.erased[2]") == 1
     opened.execute_script("location.hash = location.hash.slice(0, -2)")
     assert "doesn't hold 16 codes below 16" in read_notice(opened)
-    opened.execute_script("location.hash = location.hash.replace(/m=[^&]*/, 'm=other')")
+    opened.execute_script(
+        "globalThis.whole = location.hash; location.hash = whole.replace(/&c=.*/, '')"
+    )
+    wait_for(
+        opened,
+        "document.querySelector('#notice span').textContent.includes('holds no whole grid')",
+    )
+    opened.execute_script("location.hash = whole.replace(/m=[^&]*/, 'm=other')")
     wait_for(
         opened,
         "document.querySelector('#notice span').textContent.includes('another model, other')",
@@ -371,6 +402,33 @@ def test_codes_of_another_model_are_refused(opened: Any, tmp_path: Path) -> None
     np.savez(tmp_path / "b.npz", indices=np.zeros((1, 8, 8), int))
     open_file(opened, tmp_path / "b.npz")
     wait_for(opened, "document.querySelector('#notice span').textContent.includes('1 × 8 × 8')")
+    np.savez(tmp_path / "c.npz", indices=np.asfortranarray(np.arange(16).reshape(1, 4, 4)))
+    open_file(opened, tmp_path / "c.npz")
+    wait_for(opened, "document.querySelector('#notice span').textContent.includes('Fortran order')")
+
+
+def test_a_folder_that_is_dropped_gets_a_sentence(opened: Any) -> None:
+    opened.execute_script(
+        """const folder = new File(["?"], "photos");
+        folder.slice = () => ({ arrayBuffer: () => Promise.reject(new DOMException("not found", "NotFoundError")) });
+        codegrid.openFile(folder);"""
+    )
+    assert "“photos” can't be read: it is a folder" in read_notice(opened)
+
+
+def test_a_morph_that_plays_ends_where_the_user_paints(opened: Any) -> None:
+    share = "document.getElementById('morph-share').value"
+    opened.find_element("id", "morph-play").click()
+    wait_for(opened, f"{share} > 5")
+    opened.execute_script(
+        "codegrid.editor.edit(codegrid.editor.grid.with([0, 1], [3, 3]), 'Paint')"
+    )
+    stopped_at = opened.execute_script(f"return {share}")
+    opened.execute_async_script("setTimeout(arguments[0], 100)")
+    assert opened.execute_script(f"return {share}") == stopped_at
+    assert read_codes(opened)[:2] == [3, 3]
+    steps = opened.execute_script("return codegrid.editor.done.map(({ label }) => label)")
+    assert steps == ["Morph", "Paint"]
 
 
 def test_a_morph_goes_from_one_grid_to_the_other(opened: Any) -> None:

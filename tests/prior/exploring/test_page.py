@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,15 @@ def test_codes_pictures_and_use_are_those_of_the_validation_images(tokenizer_run
     sizes = {name: manifest["validation"][name] for name in ("n", "counted", "total")}
     assert sizes == {"n": 5, "counted": 10, "total": 12}
     assert surveyed.total == 12
+
+
+def test_pictures_of_data_without_classes_are_numbered(tokenizer_run: Path) -> None:
+    subject = open_run(tokenizer_run)
+    surveyed = survey(subject)
+    assert describe_page(subject, surveyed, None, None)[0]["pictures"]["names"] == surveyed.names
+    nameless = replace(surveyed, names=None)
+    manifest, _ = describe_page(subject, nameless, None, None)
+    assert manifest["pictures"]["names"] == ["picture 1", "picture 2", "picture 3"]
 
 
 @pytest.mark.parametrize(
