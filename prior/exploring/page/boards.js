@@ -1,6 +1,6 @@
 // The four views of a picture: codes, the picture they decode to, the original, and the difference.
 
-import { compareImages, drawDashed, drawHole, drawLines, drawNumber, drawOutline, fitCanvas, mixColours, placeRect, readColours } from "./drawing.js";
+import { compareImages, drawDashed, drawHole, drawLines, drawNumber, drawOutline, fitCanvas, mixColours, placeRect, readColours, requestFrame } from "./drawing.js";
 
 const MAX_BITS = 16; // of surprise: the brightest
 
@@ -62,12 +62,7 @@ export class Boards {
 
   /** Draw before the next frame, once. */
   requestDraw() {
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      this.draw();
-    });
+    requestFrame(this, () => this.draw());
   }
 
   draw() {

@@ -79,8 +79,8 @@ export class Completion {
       const logits = await step(t);
       if (!isUnknown.has(t)) continue;
       for (let i = 0; i < count; i++) {
-        const kept = truncateLogits(this.logitsAt(logits, count, i, 0, 1), this.sampler);
-        const code = drawCode(kept, this.streams[start + i].next());
+        const truncated = truncateLogits(this.logitsAt(logits, count, i, 0, 1), this.sampler);
+        const code = drawCode(truncated, this.streams[start + i].next());
         this.codes[(start + i) * this.L + t] = code;
         yield { sample: start + i, places: [t], codes: [code] };
       }
@@ -116,8 +116,8 @@ export class Completion {
   }
 
   drawAt(logits, sample, place) {
-    const kept = truncateLogits(this.logitsAt(logits, 1, 0, place, this.L), this.sampler);
-    return drawCode(kept, this.streams[sample].next());
+    const truncated = truncateLogits(this.logitsAt(logits, 1, 0, place, this.L), this.sampler);
+    return drawCode(truncated, this.streams[sample].next());
   }
 
   async *drawByGrid() {

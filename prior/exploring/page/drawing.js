@@ -152,3 +152,13 @@ function paintHeat(data, at, value) {
   for (let c = 0; c < 3; c++) data[at + c] = HEAT[low][c] + (scaled - low) * (HEAT[low + 1][c] - HEAT[low][c]);
   data[at + 3] = 255;
 }
+
+/** Call `draw` before the next frame, once however often an `owner` asks for it. */
+export function requestFrame(owner, draw) {
+  if (owner.waiting) return;
+  owner.waiting = true;
+  requestAnimationFrame(() => {
+    owner.waiting = false;
+    draw();
+  });
+}

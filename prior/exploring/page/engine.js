@@ -118,9 +118,9 @@ class LocalEngine {
 
   async encode({ pixels }) {
     await this.encoderReady;
-    const seen = toChannels(pixels, this.manifest.image.channels);
-    const codes = await this.tokenizer.ask({ type: "encode", pixels: seen });
-    return { codes, pixels: spreadChannels(seen, pixels) };
+    const input = toChannels(pixels, this.manifest.image.channels);
+    const codes = await this.tokenizer.ask({ type: "encode", pixels: input });
+    return { codes, pixels: spreadChannels(input, pixels) };
   }
 
   async complete(request, onProgress, signal) {

@@ -1,5 +1,6 @@
 // Pictures to choose from, and the codes of the picture in the editor.
 
+import { requestFrame } from "./drawing.js";
 import { makeSwatch, element } from "./inspector.js";
 import { makeCanvas } from "./assets.js";
 
@@ -55,12 +56,7 @@ export class Gallery {
   }
 
   request() {
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      this.showPalette();
-    });
+    requestFrame(this, () => this.showPalette());
   }
 
   /** A swatch of the layer's codebook; most of them stay from one edit to the next. */

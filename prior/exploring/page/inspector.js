@@ -1,7 +1,7 @@
 // The code under the pointer: its patch, its use, its nearest codes, and where else it is used.
 
 import { makeCanvas } from "./assets.js";
-import { drawOutline } from "./drawing.js";
+import { drawOutline, requestFrame } from "./drawing.js";
 
 const NEAREST = 7;
 const SHOWN_PLACES = 6;
@@ -36,12 +36,7 @@ export class Inspector {
   }
 
   request() {
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      this.describe();
-    });
+    requestFrame(this, () => this.describe());
   }
 
   describe() {
@@ -116,11 +111,11 @@ export class Inspector {
   showPlaces(table, code, codebook) {
     const { app } = this;
     if (!app.assets.validation) return [];
-    const found = this.findPlaces(table, code);
+    const places = this.findPlaces(table, code);
     const { n } = app.manifest.validation;
-    const title = element("h3", "", found.length ? `In ${found.length} of ${describeImages(n)}` : `In none of ${describeImages(n)}`);
+    const title = element("h3", "", places.length ? `In ${places.length} of ${describeImages(n)}` : `In none of ${describeImages(n)}`);
     const row = element("div", "places");
-    row.append(...found.slice(0, SHOWN_PLACES).map((place) => this.showPlace(place, codebook)));
+    row.append(...places.slice(0, SHOWN_PLACES).map((place) => this.showPlace(place, codebook)));
     return [title, row];
   }
 

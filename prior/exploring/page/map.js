@@ -1,6 +1,6 @@
 // The codebook as a map: similar codes lie near each other.
 
-import { drawOutline, fitCanvas, mixColours, readColours } from "./drawing.js";
+import { drawOutline, fitCanvas, mixColours, readColours, requestFrame } from "./drawing.js";
 import { describeImages } from "./inspector.js";
 
 const MAX_ZOOM = 40;
@@ -44,12 +44,7 @@ export class CodebookMap {
   }
 
   request() {
-    if (this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      this.draw();
-    });
+    requestFrame(this, () => this.draw());
   }
 
   /** {x, y, width, height} of a code on the canvas. */

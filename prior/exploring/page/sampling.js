@@ -2,15 +2,15 @@
 
 /** Logits (K,) -> those to draw from, a Float32Array: divided by the temperature, -Infinity where cut off. */
 export function truncateLogits(logits, { temperature = 1, top_k = 0, top_p = 1 }) {
-  const kept = Float32Array.from(logits, (value) => value / temperature);
-  if (top_k && top_k < kept.length) {
-    const least = Float32Array.from(kept).sort()[kept.length - top_k];
-    kept.forEach((value, i) => {
-      if (value < least) kept[i] = -Infinity;
+  const scaled = Float32Array.from(logits, (value) => value / temperature);
+  if (top_k && top_k < scaled.length) {
+    const least = Float32Array.from(scaled).sort()[scaled.length - top_k];
+    scaled.forEach((value, i) => {
+      if (value < least) scaled[i] = -Infinity;
     });
   }
-  if (top_p < 1) cutTail(kept, top_p);
-  return kept;
+  if (top_p < 1) cutTail(scaled, top_p);
+  return scaled;
 }
 
 /** Cut off, in place, all but the most likely codes with total probability p or more (Holtzman et al. 2020). */

@@ -148,11 +148,11 @@ PREDICT = """
 const [joint, kind, known, codes, n, sampler] = values;
 const K = 3, T = 4;
 const digits = (grid) => [27, 9, 3, 1].map((place) => Math.floor(grid / place) % 3);
-// Logits of place t, given the codes of the places where `seen`.
-function logits(t, given, seen) {
+// Logits of place t by the codes of the places where `isRead`.
+function logits(t, codes, isRead) {
   const p = [0, 0, 0];
   joint.forEach((value, grid) => {
-    if (digits(grid).every((code, s) => !seen[s] || code === given[s])) p[digits(grid)[t]] += value;
+    if (digits(grid).every((code, s) => !isRead[s] || code === codes[s])) p[digits(grid)[t]] += value;
   });
   return p.map((value) => Math.log(Math.max(value, 1e-30)));
 }
@@ -166,9 +166,9 @@ async function predict(inputs) {
     const rows = Array.from({length: count}, (_, i) => logits(t, past.map((step) => step[i]), [0, 1, 2, 3].map((s) => s < t)));
     return {logits: Float32Array.from(rows.flat()), next_cache: inputs.cache.data.map((value) => value + 1)};
   }
-  const given = Array.from(inputs.codes.data);
-  const seen = (t) => [0, 1, 2, 3].map((s) => (kind === "masked" ? !inputs.masked.data[s] : s < t));
-  const rows = [0, 1, 2, 3].map((t) => logits(t, given, seen(t)));
+  const codes = Array.from(inputs.codes.data);
+  const areRead = (t) => [0, 1, 2, 3].map((s) => (kind === "masked" ? !inputs.masked.data[s] : s < t));
+  const rows = [0, 1, 2, 3].map((t) => logits(t, codes, areRead(t)));
   return {logits: Float32Array.from(rows.flat())};
 }
 const page = {
