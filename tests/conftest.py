@@ -11,12 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.helpers.quick_hydra import shorten_composition
+
 os.environ["WANDB_MODE"] = "disabled"  # tests of the W&B logger override it
 
 torch.set_num_threads(1)  # tests run in several processes
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def shortened() -> Iterator[None]:
+    """Hydra composes in a third of the time; commands in processes of their own have it as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_composition(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)
