@@ -7,12 +7,12 @@ import copy
 import os
 from typing import Any
 
+import pytest
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
-from pytest import MonkeyPatch
 
 load_config = ConfigRepository.load_config
 embed_result_config = ConfigLoaderImpl._embed_result_config
@@ -21,7 +21,7 @@ make_caching_repository = CachingConfigRepository.__init__
 get_mode = Hydra.get_mode
 
 
-def shorten_composition(monkeypatch: MonkeyPatch) -> None:
+def shorten_composition(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone, each file is parsed once and no map is made that no default reads."""
     monkeypatch.setattr(ConfigRepository, "load_config", FileReader().load_config)
     monkeypatch.setattr(ConfigLoaderImpl, "_embed_result_config", staticmethod(embed_copy))
@@ -30,7 +30,7 @@ def shorten_composition(monkeypatch: MonkeyPatch) -> None:
     monkeypatch.setattr(Hydra, "get_mode", get_mode_if_set)
 
 
-def restore_composition(monkeypatch: MonkeyPatch) -> None:
+def restore_composition(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone, Hydra is as it is installed."""
     monkeypatch.setattr(ConfigRepository, "load_config", load_config)
     monkeypatch.setattr(ConfigLoaderImpl, "_embed_result_config", staticmethod(embed_result_config))
