@@ -1,5 +1,6 @@
 """Settings and fixtures of all tests."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -19,6 +20,16 @@ torch.set_num_threads(1)  # tests run in several processes
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What importing has created stays: a search for garbage, as codegrid.train() ends with, looks at what tests create."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or triton's library reports leaks when the process ends
 
 
 @pytest.fixture(autouse=True, scope="session")
