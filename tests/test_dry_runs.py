@@ -29,7 +29,7 @@ QUIET = {
 }  # freed memory is returned at once
 STEPS = [
     "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=2", "logger=csv", "callbacks.doctor=null",
-    "data.n_train=64", "data.n_val=8",
+    "data.n_train=64", "data.n_val=8", "quantizer.K=16",
 ]  # fmt: skip
 
 
@@ -129,7 +129,7 @@ MEASURED = {
         "stage=vqgan", "data.batch_size=64", "loss.gate.start=0.5", "loss.gate.warmup=0.25", "loss.gate.ramp=0.0",
         "trainer.max_steps=4",
     ],
-    "pyramid": ["stage=vqgan", "loss=vqvae", "model=pyramid", "data.batch_size=4", "data.image_size=128", "model.grid=8"],
+    "pyramid": ["stage=vqgan", "loss=vqvae", "model=pyramid", "data.batch_size=8", "data.image_size=128", "model.grid=8"],
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ input, output, errors); it answers with the process id of the run, and with its 
 import atexit
 import contextlib
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -22,6 +23,10 @@ from types import SimpleNamespace
 from typing import Any, NoReturn, TextIO
 
 ROOT = Path(__file__).parents[2]
+PRELOADED = (  # what the default configs name
+    "codegrid.data.shapes", "prior.models.gpt", "prior.redrawing", "prior.stages.train", "vqgan.callbacks.doctor",
+    "vqgan.discriminators.grain", "vqgan.networks.decoder", "vqgan.networks.encoder", "vqgan.quantizers.ema", "vqgan.stages.train",
+)  # fmt: skip
 
 
 class ForkServer:
@@ -37,10 +42,14 @@ class ForkServer:
             bufsize=1,
             env=environment,
         )
+        self.running: int | None = None  # the process id of the run that has not ended
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the server, which its closed input asks for."""
+        """End the server, which its closed input asks for, and a run that a failed test has left."""
+        if self.running is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.running, signal.SIGKILL)
         with self._process:
             pass
 
@@ -68,6 +77,8 @@ class ForkedRun:
     `program` is another file than train.py; `terminal` is the name of the one that the run reads and prints to.
     """
 
+    stdin = stdout = stderr = None  # a run writes to files
+
     def __init__(
         self,
         words: tuple[str, ...],
@@ -80,6 +91,8 @@ class ForkedRun:
         self.words = words
         self.output, self.errors = logs / "stdout.txt", logs / "stderr.txt"
         self.returncode: int | None = None
+        self.output.touch()
+        self.errors.touch()
         self._server = fork_server()
         self._server.request(
             {
@@ -94,12 +107,14 @@ class ForkedRun:
         )
         pid = self._server.answer(240)  # a busy machine needs minutes to import all
         assert pid is not None, "the server did not start the run within four minutes"
-        self.pid = pid
+        self.pid = self._server.running = pid
 
     def poll(self, seconds: float = 0) -> int | None:
         """The exit code; None while the run goes on after this time."""
         if self.returncode is None:
             self.returncode = self._server.answer(seconds)
+            if self.returncode is not None:
+                self._server.running = None
         return self.returncode
 
     def wait(self, seconds: float = 240) -> int:
@@ -114,6 +129,9 @@ class ForkedRun:
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
     @property
     def log(self) -> str:
@@ -233,20 +251,12 @@ def _end_with(run: Callable[[], object]) -> NoReturn:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
+    for name in PRELOADED:
+        importlib.import_module(name)
     import pytest
     import torch
 
-    import codegrid.data.shapes
-    import prior.models.gpt
-    import prior.redrawing
-    import prior.stages.train
     import train
-    import vqgan.callbacks.doctor
-    import vqgan.discriminators.grain
-    import vqgan.networks.decoder
-    import vqgan.networks.encoder
-    import vqgan.quantizers.ema
-    import vqgan.stages.train  # noqa: F401
     from tests.helpers.configs import compose_config
     from tests.helpers.quick_hydra import shorten_composition
 
@@ -255,6 +265,10 @@ if __name__ == "__main__":
     _prepare()
     for line in sys.stdin:
         if child := os.fork():
+            with contextlib.suppress(
+                OSError
+            ):  # it does the same, but whoever reads its id may ask for its group at once
+                os.setpgid(child, child)
             print(child, flush=True)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         else:

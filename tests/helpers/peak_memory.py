@@ -57,11 +57,12 @@ def measure(words: list[str]) -> None:
 
 def main() -> None:
     get_method(compose_config("stage=vqgan").run)  # which imports the program
-    for is_end, words in itertools.groupby(sys.argv[1:], lambda word: word == "--"):
+    for is_end, group in itertools.groupby(sys.argv[1:], lambda word: word == "--"):
+        words = [*group]
         if is_end:
             continue
         if (child := os.fork()) == 0:
-            measure([*words])
+            measure(words)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if status:
