@@ -1,8 +1,11 @@
 """Settings and fixtures of all tests."""
 
+import atexit
+import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,29 @@ from PIL import Image
 
 from tests.helpers.quick_hydra import shorten_composition
 
+gc.disable()  # until all tests are collected
+atexit.register(gc.unfreeze)  # triton's library would report leaks
+
 os.environ["WANDB_MODE"] = "disabled"  # tests of the W&B logger override it
 
 torch.set_num_threads(1)  # tests run in several processes
 
 # A shell that starts the tests in the background makes them ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports and collected tests are a million objects that stay. Each search of them for garbage would take a second.
+
+    Test files are translated once, not in each process of both suites, also where PYTHONDONTWRITEBYTECODE is set.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", False)
+        result = yield
+    gc.freeze()
+    gc.enable()
+    return result
 
 
 @pytest.fixture(autouse=True, scope="session")
