@@ -114,12 +114,13 @@ def test_points_of_a_sweep_are_those_of_hydra(
             words = list(job.overrides.task)
             points.append(f"{OmegaConf.to_yaml(config)}{words}{job.sweep.dir}{job.sweep.subdir}")
 
-        monkeypatch.setattr("sys.argv", ["train.py", "-m", "stage=report", "seed=1,2", *words])
+        monkeypatch.setattr("sys.argv", ["train.py", "-m", "seed=1,2", *words])
         run()
         return points
 
     monkeypatch.chdir(tmp_path)
-    lines = (["sweep=a"], ["sweep=a", "objective=psnr"], ["sweep=b", "stage=report,export"])
+    report = ["stage=report", "sweep=a"]
+    lines = (report, [*report, "objective=psnr"], ["stage=report,export", "sweep=b"])
     quick = [sweep(*words) for words in lines]
     with monkeypatch.context() as patch:
         quick_hydra.restore_composition(patch)
