@@ -13,6 +13,7 @@ from codegrid.evaluation.distances import (
     density_coverage,
     estimate_kid,
     frechet,
+    frechet_of_moments,
     inception_score,
     kid,
     moments,
@@ -37,6 +38,20 @@ def test_frechet_equals_torchmetrics_and_torch_fidelity() -> None:
         *(fid_features_to_statistics(x.double()) for x in (a, b)), verbose=False
     )
     assert frechet(a, b) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)
+
+
+def make_statistics(D: int, shift: float) -> tuple[Tensor, Tensor]:
+    """A mean (D,) and a covariance (D, D), float64, by a formula."""
+    i = np.arange(D)
+    basis = np.cos(np.outer(i + shift, i + 1) ** 1.1)
+    covariance = basis @ basis.T / D + np.diag(1 / (i + 1))
+    return torch.from_numpy(np.sin(i + shift)), torch.from_numpy(covariance)
+
+
+def test_frechet_of_given_statistics_is_that_of_pytorch_fid_and_clean_fid() -> None:
+    """pytorch-fid 0.3.0 and clean-fid 0.1.35, with SciPy 1.17.1, both gave this number for these statistics."""
+    distance = frechet_of_moments(make_statistics(64, 0.0), make_statistics(64, 1.0))
+    assert distance == pytest.approx(41.36240278631986, rel=1e-9)
 
 
 def test_frechet_of_shifted_sets_is_the_squared_shift_and_of_scaled_ones_the_squared_change_of_spread() -> (

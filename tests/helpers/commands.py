@@ -1,12 +1,15 @@
 """Commands as a user types them, small enough for tests."""
 
+import atexit
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,9 +72,17 @@ def clean_environment(**more: str) -> dict[str, str]:
     return inherited | alone | more
 
 
+@cache
+def make_log_folder() -> Path:
+    """A folder for what this process's commands print, which goes when the tests end."""
+    folder = Path(tempfile.mkdtemp(prefix="codegrid-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def start(*words: str, folder: Path | None = None, **environment: str) -> ForkedRun:
     """Start `python train.py ...` in a folder, the current one by default, as a process of its own."""
-    logs = Path(tempfile.mkdtemp(prefix="codegrid-test-"))
+    logs = Path(tempfile.mkdtemp(dir=make_log_folder()))
     return ForkedRun(words, folder or Path.cwd(), clean_environment(**environment), logs)
 
 
