@@ -15,7 +15,10 @@ from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, Command, lightning_w
 
 pytestmark = lightning_warnings
 
-TINY_FOLDER = [word for word in TINY if "n_train" not in word and "n_val" not in word]
+TINY_FOLDER = [
+    "loss=vqvae",
+    *(word for word in TINY if "n_train" not in word and "n_val" not in word),
+]
 SAMPLE = ["stage=sample", "ckpt=runs/prior/photos", "accelerator=cpu", "n=2", "save=[neighbours]"]
 PLAIN = [*QUICK, "inception=false", "references=false", "lpips=null", "proxy=0"]
 

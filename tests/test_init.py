@@ -22,6 +22,7 @@ from tests.helpers.commands import (
     read_mistake,
     read_report,
 )
+from tests.helpers.shared import share_runs
 from vqgan.load import load_tokenizer
 
 pytestmark = [pytest.mark.slow, lightning_warnings]
@@ -45,9 +46,15 @@ def config_of(folder: Path) -> Any:
 
 
 @pytest.fixture
-def first(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def first(
+    command: Command,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> Path:
     """The run to start from, in runs/first."""
-    assert command("stage=vqgan", *TINY, "loss=vqvae", "run_dir=runs/first", "id=first") == 0
+    line = ["stage=vqgan", *TINY, "loss=vqvae", "run_dir=runs/first", "id=first"]
+    shutil.copytree(share_runs(tmp_path_factory, "first", line), tmp_path, dirs_exist_ok=True)
     capsys.readouterr()
     return tmp_path / "runs" / "first"
 
@@ -141,10 +148,11 @@ def test_an_experiment_with_another_architecture_is_refused(
 def test_settings_of_a_quantizer_that_is_not_the_default_are_taken(
     command: Command, tmp_path: Path
 ) -> None:
+    short = ["loss=vqvae", "trainer.max_steps=2", "trainer.val_every=2"]
     gumbel = ["quantizer=gumbel", "run_dir=runs/first"]
-    assert command("stage=vqgan", *TINY, "loss=vqvae", *gumbel) == 0
+    assert command("stage=vqgan", *TINY, *short, *gumbel) == 0
     words = ["init=runs/first", "quantizer.kl_weight=0.1", "run_dir=runs/second"]
-    assert command(*MORE, "loss=vqvae", *words) == 0
+    assert command(*MORE, *short, *words) == 0
     assert config_of(tmp_path / "runs" / "second").quantizer.kl_weight == 0.1
 
 

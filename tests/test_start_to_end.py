@@ -17,7 +17,7 @@ from tests.helpers.configs import ROOT
 pytestmark = pytest.mark.slow
 ODD = "my photos (v2), a=b #1 & Größe!"
 SMALL = [word for word in TINY if not word.startswith(("data.n_train", "data.n_val"))]
-FOLDER = ["stage=vqgan", *SMALL, "data=folder", "data.n_val=8"]
+FOLDER = ["stage=vqgan", *SMALL, "loss=vqvae", "data=folder", "data.n_val=8"]
 
 
 def make_photos(folder: Path, n: int, first: int = 0) -> Path:
@@ -163,7 +163,7 @@ def test_a_bare_container_without_git_and_with_little_shared_memory_trains(tmp_p
     make_photos(tmp_path / "photos", 300)
     bare = "mount -t tmpfs -o size=64m tmpfs /dev/shm\nexport PATH=/nowhere"
     words = ["data.root=photos", "data.cache=none", "data.num_workers=2", "data.batch_size=128"]
-    larger = ["data.image_size=256", "model.grid=16", "trainer.max_steps=2", "trainer.val_every=2"]
+    larger = ["data.image_size=256", "model.grid=16", "trainer.max_steps=1", "trainer.val_every=1"]
     done = unshared(tmp_path, bare, *FOLDER, *words, *larger, "run_dir=run")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run/record.jsonl").read_text().splitlines()[0])

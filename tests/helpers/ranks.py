@@ -12,6 +12,16 @@ import torch.multiprocessing as mp
 
 from tests.helpers.commands import free_port
 
+# What both processes would import, each for itself.
+PRELOADED = [
+    "torch",
+    "lightning",
+    "torchvision",
+    "torch.distributed.fsdp",
+    "prior.stages.train",
+    "vqgan.stages.train",
+]
+
 PATIENCE = 600  # seconds until two processes that wait for each other count as deadlocked
 
 
@@ -22,7 +32,7 @@ def run_both_ranks(
 
     Results are what torch.load reads with weights_only.
     """
-    multiprocessing.set_forkserver_preload(["torch", "lightning", "torchvision"])
+    multiprocessing.set_forkserver_preload(PRELOADED)
     context = mp.start_processes(
         _run_rank,
         (work, folder, free_port(), arguments),
@@ -37,6 +47,11 @@ def run_both_ranks(
     finally:
         for process in context.processes:
             process.kill()
+    return read_results(folder)
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What run_both_ranks returned when it ran in this folder."""
     one, two = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     return one, two
 

@@ -49,6 +49,6 @@ def share_runs(factory: pytest.TempPathFactory, name: str, *lines: Sequence[str]
 
 def share_tiny_runs(factory: pytest.TempPathFactory) -> Path:
     """A folder with a small trained tokenizer, runs/vqgan/shapes, and a prior of its codes, runs/prior/shapes."""
-    tokenizer = ["stage=vqgan", *TINY]
+    tokenizer = ["stage=vqgan", *TINY, "loss=vqvae"]
     prior = ["stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR]
     return share_runs(factory, "tiny", tokenizer, prior)

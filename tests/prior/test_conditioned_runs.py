@@ -1,6 +1,7 @@
 """Priors of vectors and of other images' codes, from stage=prior to samples, as commands and in Python."""
 
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from prior import Prior
 from prior.module import PriorModule
 from tests.helpers.commands import QUICK, TINY_PRIOR, Command, lightning_warnings, read_mistake
 from tests.helpers.runs import save_tokenizer_run
+from tests.helpers.shared import run_commands, share_folder
 
 pytestmark = lightning_warnings
 
 FEW = ["data.n_train=48", "data.n_val=12"]
-TRAIN = ["stage=prior", "ckpt=shapes", *TINY_PRIOR, "trainer.max_steps=4", "trainer.save_every=2"]
+TRAIN = [
+    "stage=prior", "ckpt=shapes", *TINY_PRIOR, "trainer.max_steps=4", "trainer.val_every=4", "trainer.precision=32-true",
+]  # fmt: skip
 CONDITIONS = {
     "columns": "condition=[count,kinds]",
     "file": "condition=rows.npy",
@@ -30,14 +34,23 @@ CONDITIONS = {
 SAMPLE = ["stage=sample", "n=6", "accelerator=cpu", "columns=3"]
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """Tokenizers of shapes and of their outlines, and a file with a vector for each image."""
-    save_tokenizer_run(tmp_path / "shapes", *FEW)
-    save_tokenizer_run(tmp_path / "outlines", "data=outlines", *FEW, "quantizer.K=8")
+def fill_runs(folder: Path) -> None:
+    save_tokenizer_run(folder / "shapes", *FEW)
+    save_tokenizer_run(folder / "outlines", "data=outlines", *FEW, "quantizer.K=8")
     vectors = np.random.default_rng(0).standard_normal((60, 4))
     vectors[3, 1] = np.nan
-    np.save(tmp_path / "rows.npy", vectors)
+    np.save(folder / "rows.npy", vectors)
+    run_commands(folder, *([*TRAIN, word, f"run_dir={kind}"] for kind, word in CONDITIONS.items()))
+
+
+@pytest.fixture
+def runs(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> Path:
+    """Tokenizers of shapes and of their outlines, a file with a vector for each image, and a prior of each condition."""
+    shared = share_folder(tmp_path_factory, "conditioned", fill_runs)
+    shutil.copytree(shared, tmp_path, dirs_exist_ok=True)
+    capsys.readouterr()
     return tmp_path
 
 
@@ -56,30 +69,29 @@ def drawn(folder: str) -> dict[str, Any]:
 def test_a_conditioned_prior_is_trained_drawn_from_and_evaluated(
     kind: str, runs: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(*TRAIN, CONDITIONS[kind], "run_dir=prior") == 0
-    trained = Prior.from_pretrained("prior")
+    trained = Prior.from_pretrained(kind)
     assert trained.condition is not None
     assert trained.condition.summarize() in repr(trained)
-    assert command(*SAMPLE, "ckpt=prior", "run_dir=default", "sampler.guidance=2") == 0
+    assert command(*SAMPLE, f"ckpt={kind}", "run_dir=default", "sampler.guidance=2") == 0
     assert Path("default/conditions.png").is_file() == (kind == "codes")
     chosen = {"columns": "condition={count: 2}", "file": "condition=[1,2,3,4]", "codes": ""}[kind]
     if kind == "codes":
         Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save("black.png")
         chosen = "condition=black.png"
-    assert command(*SAMPLE, "ckpt=prior", "run_dir=chosen", chosen) == 0
+    assert command(*SAMPLE, f"ckpt={kind}", "run_dir=chosen", chosen) == 0
     value: Any = {"columns": {"count": 2}, "file": [1, 2, 3, 4], "codes": "black.png"}[kind]
     codes = trained.sample(6, condition=value, output="codes")
     assert torch.equal(codes, drawn("chosen")["codes"])
     assert len(drawn("chosen")["labels"]) == 6
     capsys.readouterr()
-    assert command("stage=evaluate", "ckpt=prior", *QUICK, "samples=6", "run_dir=judged") == 0
+    assert command("stage=evaluate", f"ckpt={kind}", *QUICK, "samples=6", "run_dir=judged") == 0
     result = read_result(capsys)
     assert result["nats_per_token"] > 0
     nats = np.load("judged/likelihoods.npz")
     of_val = torch.from_numpy(nats["labels"])
     assert len(of_val) == 12
     if kind == "codes":
-        options = Namespace(ckpt="prior", n=5, guidance=[2.0], tolerance=1)
+        options = Namespace(ckpt=kind, n=5, guidance=[2.0], tolerance=1)
         rows = list(measure(options))
         assert [row["row"] for row in rows] == [*["nats"] * 3, "reconstructions", *["samples"] * 2]
         assert 0 < rows[3]["f1"] <= 1
@@ -91,7 +103,7 @@ def test_a_conditioned_prior_is_trained_drawn_from_and_evaluated(
 def validation_images(trained: Prior) -> torch.Tensor:
     from vqgan.load import load_images
 
-    images = load_images(trained.data, {}, "prior")
+    images = load_images(trained.data, {}, "columns")
     return images.preprocess(images.samples("val").__getitems__(range(12))[0])
 
 
@@ -100,8 +112,6 @@ def validation_images(trained: Prior) -> torch.Tensor:
 def test_a_conditioned_run_resumes_to_the_bit_where_its_parts_are_now(
     kind: str, runs: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = [*TRAIN, CONDITIONS[kind], "trainer.precision=32-true"]
-    assert command(*line, "run_dir=whole") == 0
     tick = PriorModule.tick
 
     def break_off(module: PriorModule) -> None:
@@ -111,12 +121,12 @@ def test_a_conditioned_run_resumes_to_the_bit_where_its_parts_are_now(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power failed"):
         patch.setattr(PriorModule, "tick", break_off)
-        command(*line, "run_dir=halves")
+        command(*TRAIN, CONDITIONS[kind], "run_dir=halves")
     (runs / "outlines").rename(runs / "moved")  # the run folder has a copy
     assert command("stage=prior", "resume=halves", "dry_run=true") == 0
     assert command("stage=prior", "resume=halves") == 0
     whole, halves = (
-        read_checkpoint(f"{name}/checkpoints/last.ckpt", "prior") for name in ("whole", "halves")
+        read_checkpoint(f"{name}/checkpoints/last.ckpt", "prior") for name in (kind, "halves")
     )
     assert halves["codegrid"]["condition"] == whole["codegrid"]["condition"]
     for name, value in whole["state_dict"].items():
@@ -159,7 +169,6 @@ def test_dry_runs_write_nothing_and_exports_hold_what_they_can(
         assert command(*TRAIN, word, "dry_run=true") == 0
         assert sorted(runs.rglob("*")) == before
     for kind in ("columns", "codes"):
-        assert command(*TRAIN, CONDITIONS[kind], f"run_dir={kind}") == 0
         before = sorted(runs.rglob("*"))
         for stage in (["stage=sample", "n=4"], ["stage=evaluate", *QUICK]):
             assert command(*stage, f"ckpt={kind}", "dry_run=true") == 0
@@ -193,16 +202,15 @@ def test_mistakes_about_conditions_are_one_sentence(
         "trainer.max_steps=4", "condition=./outlines",
     )  # fmt: skip
     assert "crops=2" in refuse(*TRAIN, "condition=./outlines", "crops=2")
-    assert command(*TRAIN, "condition=count", "run_dir=prior") == 0
-    sample = [*SAMPLE, "ckpt=prior"]
+    sample = [*SAMPLE, "ckpt=columns"]
     assert "label=1 is of priors of classes" in refuse(*sample, "label=1")
     assert "condition.age is none of the columns" in refuse(*sample, "condition={age: 1}")
-    evaluate = ["stage=evaluate", "ckpt=prior", *QUICK, "dry_run=true"]
+    evaluate = ["stage=evaluate", "ckpt=columns", *QUICK, "dry_run=true"]
     assert (
-        "says where a prior's file of vectors is now, and this prior is conditioned on vectors of 1"
+        "says where a prior's file of vectors is now, and this prior is conditioned on vectors of 6"
         in refuse(*evaluate, "condition=rows.npy")
     )
-    assert "condition=none" in str(mistake(lambda: Prior.from_pretrained("prior").sample(1)))
+    assert "condition=none" in str(mistake(lambda: Prior.from_pretrained("columns").sample(1)))
 
 
 def mistake(call: Any) -> InputError:
@@ -212,9 +220,11 @@ def mistake(call: Any) -> InputError:
 
 
 @pytest.mark.slow
-def test_images_are_completed_each_by_its_own_condition(runs: Path, command: Command) -> None:
-    assert command(*TRAIN, CONDITIONS["codes"], "run_dir=prior") == 0
-    trained = Prior.from_pretrained("prior")
+def test_images_are_completed_each_by_its_own_condition(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(runs)
+    trained = Prior.from_pretrained("codes")
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     others = np.random.default_rng(1).integers(0, 256, (2, 16, 16, 3), np.uint8)
     both = trained.complete(list(pixels), 2, condition=list(others), n=2, output="codes")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from codegrid.engine.errors import InputError
 from codegrid.evaluation.scores import ScoreSheet
 from prior.judging import exp_or_infinity, heat_map_pictures, iterate_samples, measure_nats
 from prior.likelihood import negative_log_likelihood, weighted_mean
-from tests.helpers.commands import QUICK, TINY, TINY_PRIOR
+from tests.helpers.commands import QUICK, TINY_PRIOR
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
+from tests.helpers.shared import share_tiny_runs
 
 K = 5
 
@@ -106,10 +108,15 @@ def result(folder: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trained(command: Command) -> Command:
+def trained(
+    command: Command,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
     """The command, in a folder with a prior and its tokenizer."""
-    assert command("stage=vqgan", *TINY) == 0
-    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
+    shutil.copytree(share_tiny_runs(tmp_path_factory), tmp_path, dirs_exist_ok=True)
+    capsys.readouterr()
     return command
 
 

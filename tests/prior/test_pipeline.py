@@ -23,7 +23,7 @@ SMALL_PRIOR = [
     for word in TINY_PRIOR
     if "accelerator" not in word and "logger" not in word
 ]
-SMALL_PIPELINE = [*TINY, "loss=vqvae", *SMALL_PRIOR]
+SMALL_PIPELINE = [*TINY, "loss=vqvae", *SMALL_PRIOR, "evaluate.proxy=2", "evaluate.fetch=false"]
 
 
 def resolve(config: DictConfig) -> Any:

@@ -18,9 +18,10 @@ from prior.load import load_prior
 from prior.models.base import Autoregressive
 from prior.models.masked import Masked
 from prior.redrawing import Redraw, redraw_codes
-from tests.helpers.commands import TINY, TINY_PRIOR, Command, lightning_warnings, read_mistake
+from tests.helpers.commands import TINY, Command, lightning_warnings, read_mistake
 from tests.helpers.priors import PRIORS, make_prior, record_runs
-from tests.helpers.runs import save_prior_run
+from tests.helpers.runs import save_prior_run, save_tokenizer_run
+from tests.helpers.shared import share_tiny_runs
 from tests.helpers.stage1 import fit, make_module, make_tokenizer
 from vqgan.learning import LEARNERS
 from vqgan.load import load_tokenizer
@@ -226,21 +227,23 @@ def test_a_prior_decodes_by_another_decoder_of_the_same_codes_alone(
 
 @pytest.mark.slow
 def test_a_decoder_trains_on_a_priors_codes_resumes_to_the_bit_and_draws_its_samples(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    shutil.copytree(share_tiny_runs(tmp_path_factory), tmp_path, dirs_exist_ok=True)
     runs = tmp_path / "runs"
-    vqvae = ["stage=vqgan", *TINY, "loss=vqvae"]
+    vqvae = ["stage=vqgan", *TINY, "loss=vqvae", "trainer.val_every=6"]
     same = [word for word in vqvae if not word.startswith(("model.", "quantizer."))]
-    assert command(*vqvae, "run_dir=runs/first") == 0
-    assert command("stage=prior", *TINY_PRIOR, "ckpt=runs/first", "run_dir=runs/prior") == 0
-    tune = [*same, "init=runs/first", "codes=runs/prior", "redraw.passes=2"]
+    tune = [*same, "init=runs/vqgan/shapes", "codes=runs/prior/shapes", "redraw.passes=2"]
     capsys.readouterr()
     assert command(*tune, "run_dir=runs/refused") != 0
     assert "add learn=decoder" in read_mistake(capsys)
     assert not (runs / "refused").exists()
     tune += ["learn=decoder", "loss.perturb=0.1"]
     assert command(*tune, "run_dir=runs/tuned") == 0
-    assert "| codes | runs/prior |" in (runs / "tuned" / "card.md").read_text()
+    assert "| codes | runs/prior/shapes |" in (runs / "tuned" / "card.md").read_text()
 
     resumed = shutil.copytree(runs / "tuned", runs / "resumed")
     shutil.copy(resumed / PREVIOUS, resumed / LAST)  # of step 4
@@ -252,7 +255,7 @@ def test_a_decoder_trains_on_a_priors_codes_resumes_to_the_bit_and_draws_its_sam
     for name, value in expected.items():
         assert torch.equal(weights[name], value), name
 
-    draw = ["stage=sample", "ckpt=runs/prior", "n=4", "save=[npz]", "accelerator=cpu"]
+    draw = ["stage=sample", "ckpt=runs/prior/shapes", "n=4", "save=[npz]", "accelerator=cpu"]
     assert command(*draw, "decoder=runs/tuned", "run_dir=runs/samples") == 0
     assert command(*draw, "run_dir=runs/plain") == 0
     drawn = [
@@ -260,13 +263,12 @@ def test_a_decoder_trains_on_a_priors_codes_resumes_to_the_bit_and_draws_its_sam
     ]
     assert torch.equal(drawn[0]["codes"], drawn[1]["codes"])
     capsys.readouterr()
-    assert command(*vqvae, "seed=5", "run_dir=runs/other") == 0
-    capsys.readouterr()
+    save_tokenizer_run(runs / "other")
     assert command(*draw, "decoder=runs/other", "run_dir=runs/more") != 0
     assert "decoder=runs/other has other codes than those that the prior" in read_mistake(capsys)
-    assert command("stage=sample", "ckpt=runs/first", "decoder=runs/tuned") != 0
+    assert command("stage=sample", "ckpt=runs/vqgan/shapes", "decoder=runs/tuned") != 0
     assert "leave decoder out" in read_mistake(capsys)
-    judge = ["stage=evaluate", "ckpt=runs/prior", "decoder=runs/tuned", "accelerator=cpu"]
+    judge = ["stage=evaluate", "ckpt=runs/prior/shapes", "decoder=runs/tuned", "accelerator=cpu"]
     assert command(*judge, "proxy=2", "fetch=false", "run_dir=runs/judged") == 0
     result = json.loads((runs / "judged" / METRICS).read_text())
     tuned = json.loads((runs / "tuned" / METRICS).read_text())

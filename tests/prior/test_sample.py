@@ -1,13 +1,10 @@
 """stage=sample as a command: it goes on where it was, and refuses what would be other samples."""
 
 import json
-import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +13,9 @@ from PIL import Image
 
 from prior import Prior
 from prior.saving import SampleBatch, SampleSaver
-from tests.helpers.commands import Command, lightning_warnings, read_mistake
-from tests.helpers.configs import ROOT
+from tests.helpers.commands import Command, lightning_warnings, read_mistake, start
 from tests.helpers.runs import save_prior_run, save_tokenizer_run
+from tests.helpers.shared import run_commands, share_folder
 
 pytestmark = lightning_warnings
 
@@ -31,11 +28,38 @@ BANDS = [
 ]  # fmt: skip
 
 
+def fill_drawn(folder: Path) -> None:
+    save_prior_run(folder / "model")
+    run_commands(folder, [*LINE, ALL, "run_dir=whole"])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        break_off_after(1, patch, KeyboardInterrupt())
+        run_commands(folder, [*LINE, "save=[npz]", "run_dir=broken"])
+
+
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def drawn(tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]) -> Path:
+    """A folder with a prior without classes, `model`, all its samples, `whole`, and a run that broke off, `broken`."""
+    folder = share_folder(tmp_path_factory, "drawn", fill_drawn)
+    capsys.readouterr()
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path, drawn: Path) -> Path:
     """A prior without classes in the folder `model`."""
-    save_prior_run(tmp_path / "model")
-    return tmp_path / "model"
+    return Path(shutil.copytree(drawn / "model", tmp_path / "model"))
+
+
+@pytest.fixture
+def whole(tmp_path: Path, drawn: Path) -> Path:
+    """What the command [*LINE, ALL] draws, in the folder `whole`."""
+    return Path(shutil.copytree(drawn / "whole", tmp_path / "whole"))
+
+
+@pytest.fixture
+def broken(tmp_path: Path, drawn: Path) -> Path:
+    """A run of [*LINE, "save=[npz]"] that broke off after a batch, in the folder `broken`."""
+    return Path(shutil.copytree(drawn / "broken", tmp_path / "broken"))
 
 
 def all_files(folder: Path) -> dict[str, bytes]:
@@ -64,13 +88,13 @@ def break_off_after(batches: int, monkeypatch: pytest.MonkeyPatch, error: BaseEx
 @pytest.mark.parametrize("batches", [0, 2])
 def test_a_run_that_broke_off_goes_on_and_ends_in_the_same_samples(
     model: Path,
+    whole: Path,
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: list[str],
     batches: int,
 ) -> None:
-    assert command(*LINE, ALL, "run_dir=whole") == 0
     with monkeypatch.context() as patch:
         break_off_after(batches, patch, KeyboardInterrupt())
         assert command(*LINE, ALL, "run_dir=killed") == 130
@@ -115,9 +139,8 @@ def test_a_signal_ends_the_drawing_with_its_code_and_says_how_to_go_on(
 
 
 def test_a_run_goes_on_that_is_killed_again_and_again(
-    model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    model: Path, whole: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command(*LINE, ALL, "run_dir=whole") == 0
     for _ in range(3):
         with monkeypatch.context() as patch:
             break_off_after(1, patch, KeyboardInterrupt())
@@ -244,37 +267,29 @@ def test_a_finished_run_that_lost_a_file_gets_a_sentence(
 @pytest.mark.parametrize("named", ["resume", "run_dir"])
 def test_other_samples_don_t_go_into_the_folder_of_a_run(
     model: Path,
+    broken: Path,
     command: Command,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     words: str,
     expected: str,
     named: str,
 ) -> None:
     line = [*LINE, "save=[npz]"]
-    with monkeypatch.context() as patch:
-        break_off_after(1, patch, KeyboardInterrupt())
-        command(*line, "run_dir=out")
-    before = {file: file.read_bytes() for file in Path("out").iterdir()}
+    before = {file: file.read_bytes() for file in broken.iterdir()}
     line = [word for word in line if word.split("=")[0] != words.split("=")[0]]
-    capsys.readouterr()
-    assert command(*line, words, f"{named}=out") == 2
+    assert command(*line, words, f"{named}=broken") == 2
     assert expected in read_mistake(capsys)
-    assert {file: file.read_bytes() for file in Path("out").iterdir()} == before
+    assert {file: file.read_bytes() for file in broken.iterdir()} == before
 
 
 def test_another_model_under_the_same_name_is_noticed(
     model: Path,
+    broken: Path,
     command: Command,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with monkeypatch.context() as patch:
-        break_off_after(1, patch, KeyboardInterrupt())
-        command(*LINE, "run_dir=out")
     save_prior_run(model, seed=1)
-    capsys.readouterr()
-    assert command(*LINE, "run_dir=out") == 2
+    assert command(*LINE, "save=[npz]", "run_dir=broken") == 2
     assert "were drawn with another model" in read_mistake(capsys)
 
 
@@ -297,9 +312,8 @@ def test_another_image_under_the_same_name_is_noticed(
 
 
 def test_a_moved_model_a_moved_folder_and_smaller_batches_go_on(
-    model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    model: Path, whole: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert command(*LINE, ALL, "run_dir=whole") == 0
     with monkeypatch.context() as patch:
         break_off_after(2, patch, KeyboardInterrupt())
         command(*LINE, ALL, "run_dir=killed")
@@ -313,18 +327,16 @@ def test_a_moved_model_a_moved_folder_and_smaller_batches_go_on(
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_todays_settings(
-    model: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+    model: Path, whole: Path, broken: Path, command: Command
 ) -> None:
     """It has neither a journal nor the settings that came later."""
-    assert command(*LINE, "save=[npz]", "run_dir=whole") == 0
-    with monkeypatch.context() as patch:
-        break_off_after(1, patch, KeyboardInterrupt())
-        command(*LINE, "save=[npz]", "run_dir=killed")
-    config = Path("killed/config.yaml")
+    config = broken / "config.yaml"
     config.write_text(config.read_text().replace("shard_size: 4\n", ""))
-    Path("killed/samples.jsonl").unlink()
-    assert command("stage=sample", "resume=killed") == 0
-    assert all_files(Path("killed")) == all_files(Path("whole"))
+    (broken / "samples.jsonl").unlink()
+    assert command("stage=sample", "resume=broken") == 0
+    expected, files = all_files(whole), all_files(broken)
+    assert set(files) >= {"samples.npz", "codes.pt"}
+    assert all(content == expected[name] for name, content in files.items())
 
 
 def test_points_of_a_sweep_go_on(
@@ -343,26 +355,22 @@ def test_points_of_a_sweep_go_on(
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_goes_on_to_the_bit(tmp_path: Path, model: Path) -> None:
-    line = [sys.executable, str(ROOT / "train.py"), "stage=sample", f"ckpt={model}", "n=120"]
+def test_a_process_that_is_killed_goes_on_to_the_bit(
+    tmp_path: Path, model: Path, command: Command
+) -> None:
+    line = ["stage=sample", f"ckpt={model}", "n=120"]
     line += ["batch_size=4", "accelerator=cpu", ALL, "shard_size=50"]
-    settings: dict[str, Any] = {
-        "cwd": tmp_path,
-        "env": os.environ | {"OMP_NUM_THREADS": "1"},
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.DEVNULL,
-    }
-    subprocess.run([*line, "run_dir=whole"], check=True, **settings)
+    assert command(*line, "run_dir=whole") == 0
     journal = tmp_path / "killed/samples.jsonl"
-    process = subprocess.Popen([*line, "run_dir=killed"], **settings)
+    process = start(*line, "run_dir=killed", folder=tmp_path)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         if journal.exists() and len(journal.read_text().splitlines()) > 8:
             break
         time.sleep(0.005)
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it was to be killed before it was done"
-    subprocess.run([*line, "run_dir=killed"], check=True, **settings)
+    assert command(*line, "run_dir=killed") == 0
     assert all_files(tmp_path / "killed") == all_files(tmp_path / "whole")
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import PriorModule
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
-from tests.helpers.ranks import run_both_ranks
+from tests.helpers.ranks import read_results, run_both_ranks
+from tests.helpers.shared import share_folder
 from tests.helpers.stage2 import ABOUT, NATS, lightning_warnings, make_code_data, make_trainer
 
 pytestmark = [lightning_warnings, pytest.mark.slow]
@@ -145,12 +147,14 @@ def train_every_prior(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    return folder, run_both_ranks(train_every_prior, folder)
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> "Ranks":
+    folder = share_folder(
+        tmp_path_factory, "sharded priors", partial(run_both_ranks, train_every_prior)
+    )
+    return folder, read_results(folder)
 
 
-Ranks = tuple[Path, list[dict[str, Any]]]
+Ranks = tuple[Path, tuple[dict[str, Any], dict[str, Any]]]
 
 
 @pytest.mark.parametrize("name", LEARNED)

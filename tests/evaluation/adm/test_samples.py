@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from codegrid.evaluation.features import Inception
 from codegrid.evaluation.real_images import ORDER_SEED
 from codegrid.evaluation.scores import ScoreSheet
 from tests.helpers.bands import Bands
-from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, lightning_warnings, read_mistake
+from tests.helpers.commands import QUICK, lightning_warnings, read_mistake
 from tests.helpers.evaluation import choose_settings
+from tests.helpers.shared import share_tiny_runs
 from tests.helpers.small_adm import as_batch, draw_pictures, save_pictures_as, use_small_network
 from tests.helpers.stage1 import Noise
 
@@ -241,10 +243,12 @@ def test_samples_that_can_not_stand_beside_the_images_are_refused(tmp_path: Path
 @pytest.mark.slow
 @lightning_warnings
 def test_what_stage_sample_saves_and_what_stage_evaluate_draws_are_judged_alike(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    command: Command,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert command("stage=vqgan", *TINY) == 0
-    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
+    shutil.copytree(share_tiny_runs(tmp_path_factory), tmp_path, dirs_exist_ok=True)
     of_prior = ("ckpt=runs/prior/shapes", "accelerator=cpu")
     assert command("stage=sample", *of_prior, "n=12", "save=[npz]", "run_dir=drawn") == 0
     pictures = draw_pictures(20, 3, (16, 16))

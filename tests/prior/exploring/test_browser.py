@@ -5,6 +5,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import make_sampler
 from prior.load import load_prior
 from prior.prior import Prior
+from prior.stages.explore import PAGE
 from tests.helpers.browser import open_browser, read_requests
-from tests.helpers.explored import explore_run
+from tests.helpers.explored import explore_run, require_runtime
 from tests.helpers.runs import save_prior_run
+from tests.helpers.shared import share_folder
 
 pytestmark = pytest.mark.slow
 
@@ -30,14 +33,15 @@ CONTROL, SHIFT, ENTER, RIGHT, DOWN = "\ue009", "\ue008", "\ue007", "\ue014", "\u
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("explored") / "run"
-    save_prior_run(folder)
-    return folder
+    shallow = ["model.encoder.depth=1", "model.decoder.depth=1"]
+    fill = partial(save_prior_run, tokenizer_words=shallow)
+    return share_folder(tmp_path_factory, "explored run", fill)
 
 
 @pytest.fixture(scope="module")
-def page(run: Path) -> Path:
-    return explore_run(run, run.with_name("page"))
+def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_runtime()
+    return share_folder(tmp_path_factory, "page", partial(explore_run, run)) / PAGE
 
 
 @pytest.fixture(scope="module")

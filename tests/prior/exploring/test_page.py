@@ -36,6 +36,7 @@ from tests.helpers.commands import Command, lightning_warnings, read_mistake
 from tests.helpers.configs import compose_config
 from tests.helpers.exports import needs_onnx
 from tests.helpers.runs import SMALL_PRIOR, save_prior_run, save_tokenizer_run
+from tests.helpers.shared import share_folder
 from vqgan.export.onnx import ONNXExporter, ONNXGraph
 from vqgan.tokenizer import Tokenizer
 
@@ -349,13 +350,23 @@ def test_without_npm_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.fixture(scope="module")
 def prior_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prior")
-    save_prior_run(folder, *SMALL_PRIOR, classes=3, tokenizer_words=["data.n_val=12"])
+    words = ["data.n_val=12", "model.encoder.depth=1", "model.decoder.depth=1"]
+    save_prior_run(folder, *SMALL_PRIOR, classes=3, tokenizer_words=words)
     return folder
 
 
 @pytest.fixture(scope="module")
-def files_of(prior_run: Path) -> dict[str, bytes]:
-    return ONNXExporter().encode_files(load_prior(prior_run).tokenizer)
+def files_of(prior_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The ONNX files of the run's tokenizer and of its prior."""
+
+    def fill(folder: Path) -> None:
+        trained = load_prior(prior_run)
+        files = ONNXExporter().encode_files(trained.tokenizer) | ONNXPrior().encode_files(trained)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+
+    folder = share_folder(tmp_path_factory, "networks of a page", fill)
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 @needs_onnx
@@ -387,7 +398,7 @@ def test_networks_that_are_not_the_models_are_refused(
     assert subject.prior is not None
     trained = subject.prior
     labels = number_prior_labels(trained, surveyed.labels % 3)
-    written = ONNXPrior().encode_files(trained)
+    written = {"prior.onnx": files_of["prior.onnx"]}
     monkeypatch.setattr(ONNXPrior, "encode_files", lambda self, trained: written)
     _, own, nats = make_prior(trained, surveyed.codes, labels)
     assert number_prior_labels(trained, torch.tensor([2, 5])).tolist() == [-1, -1]  # type: ignore[union-attr]
