@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from codegrid.evaluation.code_counts import count_uses
+
 
 class CodebookUse(Metric):
     """Counts every code over all batches and ranks: a mean over batches would underestimate the perplexity.
@@ -83,11 +85,3 @@ class CodebookUse(Metric):
         """The perplexity of each codebook, or of each part of a row, and how many codes were counted."""
         counts = self.counts.sum(1).tolist()
         return list(zip(self.entropies().exp().tolist(), counts, strict=True))
-
-
-def count_uses(indices: Tensor, K: int) -> Tensor:
-    """How often each code occurs, (K,) int64, for indices (n,) in [0, K); torch.bincount waits for the device to find the
-    largest index."""
-    return torch.zeros(K, dtype=torch.int64, device=indices.device).scatter_add_(
-        0, indices, torch.ones_like(indices)
-    )

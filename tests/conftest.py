@@ -1,9 +1,11 @@
 """Settings and fixtures of all tests."""
 
+import atexit
 import gc
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from PIL import Image
 
 from tests.helpers.quick_hydra import shorten_composition
 
+gc.disable()  # until all tests are collected
+atexit.register(gc.unfreeze)  # triton's library would report leaks
+
 os.environ["WANDB_MODE"] = "disabled"  # tests of the W&B logger override it
 
 torch.set_num_threads(1)  # tests run in several processes
@@ -22,14 +27,18 @@ torch.set_num_threads(1)  # tests run in several processes
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_finish() -> None:
-    """What importing has created stays: a search for garbage, as codegrid.train() ends with, looks at what tests create."""
-    gc.collect()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports and collected tests are a million objects that stay. Each search of them for garbage would take a second.
+
+    Test files are translated once, not in each process of both suites, also where PYTHONDONTWRITEBYTECODE is set.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", False)
+        result = yield
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    gc.unfreeze()  # or triton's library reports leaks when the process ends
+    gc.enable()
+    return result
 
 
 @pytest.fixture(autouse=True, scope="session")

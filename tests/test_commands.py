@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,10 +32,35 @@ from tests.helpers.commands import (
     read_report,
     start,
 )
+from tests.helpers.shared import share_tiny_runs
 
 pytestmark = lightning_warnings
 
 ROOT = Path(__file__).parent.parent
+
+BRIEF = [
+    "trainer.max_steps=1",
+    "trainer.val_every=1",
+]  # after TINY, where another run is not the point
+
+
+@pytest.fixture
+def tokenizer_run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `stage=vqgan` with the words TINY leaves in the empty folder of this test."""
+    shutil.copytree(
+        share_tiny_runs(tmp_path_factory),
+        tmp_path,
+        ignore=shutil.ignore_patterns("codes-*", "prior"),
+        dirs_exist_ok=True,
+    )
+    return "runs/vqgan/shapes"
+
+
+@pytest.fixture
+def prior_run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `stage=prior` with the words TINY_PRIOR leaves after that."""
+    shutil.copytree(share_tiny_runs(tmp_path_factory), tmp_path, dirs_exist_ok=True)
+    return "runs/prior/shapes"
 
 
 def test_both_stages_and_samples_from_commands(command: Command, tmp_path: Path) -> None:
@@ -65,10 +91,9 @@ def test_both_stages_and_samples_from_commands(command: Command, tmp_path: Path)
 
 
 def test_codes_are_extracted_and_exported_and_the_prior_reuses_them(
-    command: Command, tmp_path: Path
+    command: Command, tokenizer_run: str, tmp_path: Path
 ) -> None:
-    command("stage=vqgan", *TINY)
-    assert command("stage=extract", "ckpt=runs/vqgan/shapes", "export=npz", "accelerator=cpu") == 0
+    assert command("stage=extract", f"ckpt={tokenizer_run}", "export=npz", "accelerator=cpu") == 0
     result = json.loads((tmp_path / "runs/extract/shapes/metrics.json").read_text())
     assert (result["train"], result["val"], result["K"]) == (128, 16, 16)
     codes = np.load(result["files"][0])
@@ -76,7 +101,7 @@ def test_codes_are_extracted_and_exported_and_the_prior_reuses_them(
     assert codes["indices"].max() < 16
     assert (codes["views"], codes["n"]) == (2, 64)
     stores = sorted((tmp_path / "cache").glob("codes-*"))
-    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
+    assert command("stage=prior", f"ckpt={tokenizer_run}", *TINY_PRIOR) == 0
     assert sorted((tmp_path / "cache").glob("codes-*")) == stores
 
 
@@ -84,7 +109,7 @@ def test_images_that_have_moved_are_found_by_root(
     command: Command, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = [word for word in TINY if "n_train" not in word and "n_val" not in word]
-    command("stage=vqgan", "data=folder", f"data.root={photos}", "data.n_val=4", *tiny)
+    command("stage=vqgan", "data=folder", f"data.root={photos}", "data.n_val=4", *tiny, *BRIEF)
     moved = photos.rename(photos.with_name("moved"))
     line = ["stage=extract", "ckpt=runs/vqgan/photos", "accelerator=cpu"]
     assert command(*line) != 0
@@ -93,11 +118,10 @@ def test_images_that_have_moved_are_found_by_root(
 
 
 def test_a_setting_that_the_tokenizers_data_lack_is_refused(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    command: Command, tokenizer_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command("stage=vqgan", *TINY)
     capsys.readouterr()
-    assert command("stage=extract", "ckpt=runs/vqgan/shapes", "data.root=.") != 0
+    assert command("stage=extract", f"ckpt={tokenizer_run}", "data.root=.") != 0
     assert (
         "data.root can't change for the images that the tokenizer was trained on, codegrid.data.shapes.Shapes"
         in read_mistake(capsys)
@@ -108,9 +132,12 @@ def test_a_setting_that_the_tokenizers_data_lack_is_refused(
 def test_a_prior_trains_on_crops_of_images_that_are_large_enough(
     command: Command, tmp_path: Path
 ) -> None:
-    command("stage=vqgan", *TINY, "data.crop=random")
+    command("stage=vqgan", *TINY, *BRIEF, "data.crop=random")
     assert (
-        command("stage=prior", "ckpt=runs/vqgan/shapes", "crops=3", "flip=false", *TINY_PRIOR) == 0
+        command(
+            "stage=prior", "ckpt=runs/vqgan/shapes", "crops=3", "flip=false", *TINY_PRIOR, *BRIEF
+        )
+        == 0
     )
     [codes] = (tmp_path / "cache").glob("codes-train-*")
     assert np.load(codes / "indices.npy").shape == (192, 4, 4)
@@ -120,7 +147,7 @@ def test_a_prior_trains_on_crops_of_images_that_are_large_enough(
 def test_two_processes_extract_what_one_does_and_one_reports(
     command: Command, tmp_path: Path
 ) -> None:
-    command("stage=vqgan", *TINY, "data.n_train=1500")
+    command("stage=vqgan", *TINY, *BRIEF, "data.n_train=1500")
     lines = []
     for devices in (1, 2):
         words = [f"cache_dir=cache-{devices}", f"devices={devices}", f"run_dir=codes-{devices}"]
@@ -182,13 +209,11 @@ def test_an_extraction_killed_by_sigkill_is_continued_and_ends_the_same(
 
 
 def test_samples_are_saved_as_a_picture_as_files_and_as_arrays_for_evaluators(
-    command: Command, tmp_path: Path
+    command: Command, prior_run: str, tmp_path: Path
 ) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     line = [
         "stage=sample",
-        "ckpt=runs/prior/shapes",
+        f"ckpt={prior_run}",
         "n=5",
         "columns=2",
         "rows=2",
@@ -211,30 +236,30 @@ def test_samples_are_saved_as_a_picture_as_files_and_as_arrays_for_evaluators(
 
 @pytest.mark.slow
 def test_a_run_folder_that_is_taken_is_refused_before_samples_are_drawn(
-    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command,
+    prior_run: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     monkeypatch.setattr("prior.decoding.sampling.Sampler.draw", None)
     capsys.readouterr()
     assert (
         command(
             "stage=sample",
-            "ckpt=runs/prior/shapes",
+            f"ckpt={prior_run}",
             "accelerator=cpu",
             "save=npz",
-            "run_dir=runs/prior/shapes",
+            f"run_dir={prior_run}",
         )
         != 0
     )
-    assert "run_dir=runs/prior/shapes is not empty" in read_mistake(capsys)
+    assert f"run_dir={prior_run} is not empty" in read_mistake(capsys)
 
 
 def test_a_conditional_prior_is_sampled_by_class_and_guided(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, tokenizer_run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command("stage=vqgan", *TINY)
-    assert command("stage=prior", "ckpt=runs/vqgan/shapes", "conditional=true", *TINY_PRIOR) == 0
+    assert command("stage=prior", f"ckpt={tokenizer_run}", "conditional=true", *TINY_PRIOR) == 0
     line = ["stage=sample", "ckpt=runs/prior/shapes", "n=7", "accelerator=cpu"]
     assert command(*line, "sampler.guidance=2", "run_dir=all") == 0
     assert torch.load("all/codes.pt", weights_only=True)["labels"].tolist() == [0, 1, 2, 3, 4, 0, 1]
@@ -254,36 +279,31 @@ def test_a_conditional_prior_is_sampled_by_class_and_guided(
 
 
 def test_a_prior_without_classes_takes_no_label_and_no_guidance(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    command: Command, prior_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     for word in ("label=1", "sampler.guidance=2"):
         capsys.readouterr()
-        assert command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", word) != 0
+        assert command("stage=sample", f"ckpt={prior_run}", "accelerator=cpu", word) != 0
         assert "train one with conditional=true" in read_mistake(capsys)
 
 
-def test_a_prior_needs_only_its_own_run_folder(command: Command, tmp_path: Path) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+def test_a_prior_needs_only_its_own_run_folder(
+    command: Command, tmp_path: Path, prior_run: str
+) -> None:
     (tmp_path / "runs" / "vqgan").rename(tmp_path / "elsewhere")
-    (tmp_path / "runs" / "prior").rename(tmp_path / "moved")
-    assert command("stage=sample", "ckpt=moved/shapes", "n=2", "accelerator=cpu") == 0
-    (tmp_path / "moved/shapes/tokenizer.ckpt").unlink()
-    assert command("stage=sample", "ckpt=moved/shapes", "n=2", "accelerator=cpu") != 0
+    Path(prior_run).rename("moved")
+    assert command("stage=sample", "ckpt=moved", "n=2", "accelerator=cpu") == 0
+    (tmp_path / "moved/tokenizer.ckpt").unlink()
+    assert command("stage=sample", "ckpt=moved", "n=2", "accelerator=cpu") != 0
 
 
 def test_the_wrong_kind_of_checkpoint_is_refused(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    command: Command, prior_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command("stage=vqgan", *TINY)
     capsys.readouterr()
     assert command("stage=sample", "ckpt=runs/vqgan/shapes") != 0
     assert "only a tokenizer with quantizer=kl can be sampled directly" in read_mistake(capsys)
-    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) == 0
-    capsys.readouterr()
-    assert command("stage=prior", "ckpt=runs/prior/shapes", *TINY_PRIOR) != 0
+    assert command("stage=prior", f"ckpt={prior_run}", *TINY_PRIOR) != 0
     assert "comes from stage=prior, and a checkpoint of stage=vqgan is needed" in read_mistake(
         capsys
     )
@@ -294,7 +314,7 @@ def test_a_prior_on_a_bottleneck_without_one_code_per_position_is_refused(
     command: Command, capsys: pytest.CaptureFixture[str], quantizer: str
 ) -> None:
     tiny = [word for word in TINY if quantizer == "residual" or not word.startswith("quantizer.K")]
-    command("stage=vqgan", f"quantizer={quantizer}", *tiny, "loss=vqvae")
+    command("stage=vqgan", f"quantizer={quantizer}", *tiny, *BRIEF, "loss=vqvae")
     capsys.readouterr()
     assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR) != 0
     reason = "describes each position by 4 codes" if quantizer == "residual" else "has no codes"
@@ -311,6 +331,7 @@ def test_a_prior_is_trained_on_and_samples_codes_of_several_codebooks(
             f"quantizer={quantizer}",
             f"quantizer.num_codebooks={num_codebooks}",
             *TINY,
+            *BRIEF,
             "loss=vqvae",
         )
         == 0
@@ -321,6 +342,7 @@ def test_a_prior_is_trained_on_and_samples_codes_of_several_codebooks(
             "prior=rq",
             "ckpt=runs/vqgan/shapes",
             *TINY_PRIOR,
+            *BRIEF,
             "prior.codebook_depth=1",
         )
         == 0
@@ -345,12 +367,10 @@ def test_a_prior_is_trained_on_and_samples_codes_of_several_codebooks(
 
 
 @pytest.mark.slow
-def test_pictures_larger_than_in_training_are_drawn(command: Command) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
+def test_pictures_larger_than_in_training_are_drawn(command: Command, prior_run: str) -> None:
     line = [
         "stage=sample",
-        "ckpt=runs/prior/shapes",
+        f"ckpt={prior_run}",
         "n=3",
         "accelerator=cpu",
         "sampler.grid=6x9",
@@ -365,10 +385,10 @@ def test_pictures_larger_than_in_training_are_drawn(command: Command) -> None:
 
 
 @pytest.mark.slow
-def test_an_image_is_completed_and_shown_before_the_samples(command: Command, photos: Path) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
-    line = ["stage=sample", "ckpt=runs/prior/shapes", "n=4", "columns=7", "accelerator=cpu"]
+def test_an_image_is_completed_and_shown_before_the_samples(
+    command: Command, prior_run: str, photos: Path
+) -> None:
+    line = ["stage=sample", f"ckpt={prior_run}", "n=4", "columns=7", "accelerator=cpu"]
     line += [f"sampler.init_image={photos}/cats/3.png"]
     assert command(*line, "sampler.rows=2", "run_dir=lower") == 0
     codes = torch.load("lower/codes.pt", weights_only=True)["codes"]
@@ -382,10 +402,8 @@ def test_an_image_is_completed_and_shown_before_the_samples(command: Command, ph
 
 
 def test_an_impossible_sampling_request_gets_a_sentence_and_leaves_nothing_behind(
-    command: Command, photos: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, prior_run: str, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
     Path("text.png").write_text("no picture")
     init_image = f"sampler.init_image={photos}/cats/3.png"
     for words, says in {
@@ -399,10 +417,7 @@ def test_an_impossible_sampling_request_gets_a_sentence_and_leaves_nothing_behin
         "save=neighbours data.root=.": "data.root can't change for the images",
     }.items():
         capsys.readouterr()
-        assert (
-            command("stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", *words.split())
-            != 0
-        )
+        assert command("stage=sample", f"ckpt={prior_run}", "accelerator=cpu", *words.split()) != 0
         assert says in read_mistake(capsys)
         assert not Path("runs/sample").exists()
 
@@ -412,8 +427,8 @@ def test_the_nearest_training_images_of_samples_are_shown(
     command: Command, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = [word for word in TINY if "n_train" not in word and "n_val" not in word]
-    command("stage=vqgan", "data=folder", f"data.root={photos}", "data.n_val=4", *tiny)
-    command("stage=prior", "ckpt=runs/vqgan/photos", *TINY_PRIOR)
+    command("stage=vqgan", "data=folder", f"data.root={photos}", "data.n_val=4", *tiny, *BRIEF)
+    command("stage=prior", "ckpt=runs/vqgan/photos", *TINY_PRIOR, *BRIEF)
     moved = photos.rename(photos.with_name("moved"))
     line = ["stage=sample", "ckpt=runs/prior/photos", "accelerator=cpu", "n=3", "save=[neighbours]"]
     capsys.readouterr()
@@ -430,17 +445,15 @@ def test_the_nearest_training_images_of_samples_are_shown(
 
 @pytest.mark.slow
 def test_a_prior_refuses_to_sample_with_another_tokenizer_than_its_own(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    command: Command, prior_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR)
-    file = Path("runs/prior/shapes/tokenizer.ckpt")
+    file = Path(prior_run, "tokenizer.ckpt")
     content = torch.load(file, weights_only=True)
     content["state_dict"]["tokenizer.quantizer.codebook"][0, 0] += 1e-3
     torch.save(content, file)
     for stage in ("sample", "evaluate"):
         capsys.readouterr()
-        assert command(f"stage={stage}", "ckpt=runs/prior/shapes", "accelerator=cpu") != 0
+        assert command(f"stage={stage}", f"ckpt={prior_run}", "accelerator=cpu") != 0
         assert (
             "is not the tokenizer that this prior was trained on; restore the run folder"
             in read_mistake(capsys)
@@ -450,12 +463,11 @@ def test_a_prior_refuses_to_sample_with_another_tokenizer_than_its_own(
 @pytest.mark.slow
 @pytest.mark.parametrize("conditional", [True, False])
 def test_evaluating_a_prior_reproduces_the_figures_of_its_training(
-    command: Command, tmp_path: Path, conditional: bool
+    command: Command, tokenizer_run: str, tmp_path: Path, conditional: bool
 ) -> None:
-    command("stage=vqgan", *TINY)
     command(
         "stage=prior",
-        "ckpt=runs/vqgan/shapes",
+        f"ckpt={tokenizer_run}",
         f"conditional={conditional}",
         *TINY_PRIOR,
         "trainer.precision=32-true",
@@ -482,7 +494,7 @@ def test_evaluating_a_prior_reproduces_the_figures_of_its_training(
 
 def test_a_kl_vae_is_sampled_without_a_prior(command: Command, tmp_path: Path) -> None:
     tiny = [word for word in TINY if not word.startswith("quantizer.K")]
-    assert command("stage=vqgan", "quantizer=kl", "loss=vqvae", *tiny) == 0
+    assert command("stage=vqgan", "quantizer=kl", "loss=vqvae", *tiny, *BRIEF) == 0
     assert command("stage=sample", "ckpt=runs/vqgan/shapes", "n=5", "accelerator=cpu") == 0
     metrics = json.loads((tmp_path / "runs/sample/shapes/metrics.json").read_text())
     assert metrics["n"] == 5
@@ -552,10 +564,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command: Command, tmp_path: P
 
 @pytest.mark.slow
 def test_a_prior_is_used_from_its_best_checkpoint_and_resumed_from_its_last(
-    command: Command, tmp_path: Path
+    command: Command, tokenizer_run: str, tmp_path: Path
 ) -> None:
-    command("stage=vqgan", *TINY)
-    command("stage=prior", "ckpt=runs/vqgan/shapes", "run_dir=mine", *TINY_PRIOR)
+    command("stage=prior", f"ckpt={tokenizer_run}", "run_dir=mine", *TINY_PRIOR)
     last, best = (
         torch.load(f"mine/checkpoints/{name}.ckpt", weights_only=True) for name in ("last", "best")
     )
@@ -578,9 +589,8 @@ def test_a_prior_is_used_from_its_best_checkpoint_and_resumed_from_its_last(
 
 @pytest.mark.slow
 def test_a_prior_that_overfits_stops_and_reports_it(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    command: Command, tokenizer_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command("stage=vqgan", *TINY)
     words = [
         "callbacks.stop.patience=4",
         "callbacks.doctor.patience=1",
@@ -594,7 +604,7 @@ def test_a_prior_that_overfits_stops_and_reports_it(
         "schedule.warmup=0",
         "trainer.max_steps=1000",
     ]
-    command("stage=prior", "ckpt=runs/vqgan/shapes", "run_dir=mine", *TINY_PRIOR, *words)
+    command("stage=prior", f"ckpt={tokenizer_run}", "run_dir=mine", *TINY_PRIOR, *words)
     metrics = json.loads(Path("mine/metrics.json").read_text())
     assert metrics["steps"] == metrics["best_step"] + 40 < 1000
     assert metrics["last_nats_per_token"] > metrics["nats_per_token"]
@@ -603,12 +613,12 @@ def test_a_prior_that_overfits_stops_and_reports_it(
     assert f"stopped at step {metrics['steps']}" in capsys.readouterr().err
 
 
-def test_a_counting_prior_is_evaluated_saved_and_sampled(command: Command) -> None:
-    command("stage=vqgan", *TINY)
+def test_a_counting_prior_is_evaluated_saved_and_sampled(
+    command: Command, tokenizer_run: str
+) -> None:
     words = [word for word in TINY_PRIOR if not word.startswith("prior.")]
     assert (
-        command("stage=prior", "prior=bigram", "ckpt=runs/vqgan/shapes", "run_dir=mine", *words)
-        == 0
+        command("stage=prior", "prior=bigram", f"ckpt={tokenizer_run}", "run_dir=mine", *words) == 0
     )
     metrics = json.loads(Path("mine/metrics.json").read_text())
     assert metrics["nats_per_token"] == pytest.approx(metrics["bigram_nats_per_token"], abs=1e-3)
@@ -617,16 +627,17 @@ def test_a_counting_prior_is_evaluated_saved_and_sampled(command: Command) -> No
 
 
 def test_resuming_changes_nothing_but_the_trainer(
-    command: Command, capsys: pytest.CaptureFixture[str]
+    command: Command, tokenizer_run: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command("stage=vqgan", "run_dir=mine", *TINY)
     capsys.readouterr()
-    assert command("stage=vqgan", "resume=mine", "quantizer.K=32") != 0
+    assert command("stage=vqgan", f"resume={tokenizer_run}", "quantizer.K=32") != 0
     assert "quantizer.K=32 can't change" in read_mistake(capsys)
-    assert command("stage=prior", "resume=mine") != 0
+    assert command("stage=prior", f"resume={tokenizer_run}") != 0
     assert "is a run of stage=vqgan" in read_mistake(capsys)
-    assert command("stage=vqgan", "resume=mine", "trainer.max_steps=8", "logger=csv") == 0
-    assert json.loads(Path("mine/metrics.json").read_text())["steps"] == 8
+    assert (
+        command("stage=vqgan", f"resume={tokenizer_run}", "trainer.max_steps=8", "logger=csv") == 0
+    )
+    assert json.loads(Path(tokenizer_run, "metrics.json").read_text())["steps"] == 8
 
 
 def test_a_sweep_makes_a_run_of_every_point_and_survives_one_that_fails(
@@ -636,6 +647,7 @@ def test_a_sweep_makes_a_run_of_every_point_and_survives_one_that_fails(
         "-m",
         "stage=vqgan",
         *TINY,
+        *BRIEF,
         "model.grid=4,5",
         "quantizer.K=8,16",
         "hydra.sweep.dir=sweep",
@@ -662,7 +674,8 @@ def test_metrics_are_in_the_csv_file_with_our_own_steps(command: Command, tmp_pa
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(command: Command) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        command("stage=vqgan", f"run_dir={name}", f"seed={seed}", *TINY_GAN)
+        words = [*TINY_GAN, "trainer.max_steps=4", "trainer.val_every=4"]
+        assert command("stage=vqgan", f"run_dir={name}", f"seed={seed}", *words) == 0
     a, b, c = (
         torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in "abc"
     )
@@ -676,10 +689,14 @@ def test_any_folder_of_images_trains(command: Command, photos: Path) -> None:
         f"data.root={photos}",
         *[word for word in TINY if "n_train" not in word],
         "data.n_val=4",
+        *BRIEF,
     ]
     assert command("stage=vqgan", *folder) == 0
     assert (
-        command("stage=prior", "ckpt=runs/vqgan/photos", *TINY_PRIOR, "prior.inputs=embedding") == 0
+        command(
+            "stage=prior", "ckpt=runs/vqgan/photos", *TINY_PRIOR, *BRIEF, "prior.inputs=embedding"
+        )
+        == 0
     )
 
 

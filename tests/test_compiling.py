@@ -30,6 +30,7 @@ from tests.helpers.commands import TINY, TINY_PRIOR, TWO, launch, read_report
 from tests.helpers.configs import compose_config
 from tests.helpers.parts import make
 from tests.helpers.priors import HEADS, STEP_GRID, WIDTH, make_blocks, make_prior, run_at_once
+from tests.helpers.runs import save_tokenizer_run
 from tests.helpers.stage2 import lightning_warnings, make_code_data
 from tests.helpers.stage2 import make_trainer as make_plain_trainer
 from vqgan.load import start_images
@@ -225,15 +226,10 @@ def test_a_prior_without_blocks_refuses_to_be_compiled(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "compile_failure", lambda kind: None)
-    assert command("stage=vqgan", *TINY) == 0
-    capsys.readouterr()
+    save_tokenizer_run(Path("tokenizer"), "data.n_train=32", "data.n_val=8")
     small = [word for word in TINY_PRIOR if not word.startswith("prior.heads")]
-    assert (
-        command(
-            "stage=prior", "prior=lstm", "ckpt=runs/vqgan/shapes", *small, "trainer.compile=true"
-        )
-        == 2
-    )
+    words = ["stage=prior", "prior=lstm", "ckpt=tokenizer", *small, "trainer.compile=true"]
+    assert command(*words) == 2
     assert (
         "trainer.compile=true compiles transformer blocks, and LSTM has none"
         in capsys.readouterr().err

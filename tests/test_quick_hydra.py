@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tests.helpers import quick_hydra
 
@@ -66,6 +70,62 @@ def test_files_that_change_are_read_again(tmp_path: Path, monkeypatch: pytest.Mo
             quick, slow = describe_both("root=${part.value}x", monkeypatch)
         assert quick == slow
         assert value in quick
+
+
+TEXTS = [
+    "a: 1e-3\nb: 2026-01-01\nc: .5\nd: 1_0\ne: on\nf: 'ü, 写'\ng: 012\nh: 1:30\ni: ~",
+    "a: [1,", "stage: [vqgan\n  x: }", "a: 1\na: 2", "\tx: 1", "", "a: \0", "a: [&x {b: 1}, *x]", "!!python/name:os.system",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("is_file", [True, False])
+def test_yaml_is_read_as_omegaconf_reads_it(
+    text: str, is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.yaml").write_text(text)
+
+    def read() -> str:
+        try:
+            return repr(
+                OmegaConf.load(tmp_path / "text.yaml") if is_file else OmegaConf.create(text)
+            )
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            return f"{type(error).__name__}: {error}"
+
+    quick = read()
+    with monkeypatch.context() as patch:
+        quick_hydra.restore_composition(patch)
+        assert quick == read()
+
+
+def test_points_of_a_sweep_are_those_of_hydra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice, with other settings for the second time, and with a config that each point changes."""
+
+    def sweep(*words: str) -> list[str]:
+        points: list[str] = []
+
+        @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+        def run(config: Any) -> None:
+            config.seed += 7
+            job = HydraConfig.get()
+            words = list(job.overrides.task)
+            points.append(f"{OmegaConf.to_yaml(config)}{words}{job.sweep.dir}{job.sweep.subdir}")
+
+        monkeypatch.setattr("sys.argv", ["train.py", "-m", "seed=1,2", *words])
+        run()
+        return points
+
+    monkeypatch.chdir(tmp_path)
+    report = ["stage=report", "sweep=a"]
+    lines = (report, [*report, "objective=psnr"], ["stage=report,export", "sweep=b"])
+    quick = [sweep(*words) for words in lines]
+    with monkeypatch.context() as patch:
+        quick_hydra.restore_composition(patch)
+        assert quick == [sweep(*words) for words in lines]
+    assert [len(points) for points in quick] == [2, 2, 4]
 
 
 def changed_configs_leave_no_trace(words: list[str]) -> bool:

@@ -444,30 +444,28 @@ def test_another_split_is_a_difference(
     assert differs[0] == key
 
 
-@pytest.mark.parametrize(
-    "word",
-    [
+def test_a_sweep_goes_on_where_things_have_moved(
+    command: Command, played: Played, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
         "cache_dir=elsewhere",
         "data.num_workers=1",
         "data.cache=ram",
         "trainer.accelerator=cpu",
         "logger=csv",
-    ],
-)
-def test_a_sweep_goes_on_where_things_have_moved(
-    command: Command, played: Played, capsys: pytest.CaptureFixture[str], word: str
-) -> None:
+    ]
     played.ends = {1: ValueError("the power failed")}
     command(*TWO)
     played.ends = {}
     capsys.readouterr()
-    assert command(*TWO, word) == 0
+    assert command(*TWO, *words) == 0
     printed = capsys.readouterr().err
     assert "runs/sweeps/mine/0_seed-0: finished before" in printed
     assert "runs/sweeps/mine/1_seed-1: resumes" in printed
-    key, value = word.split("=")
-    resumed = OmegaConf.select(played.configs[-1], key)
-    assert str(resumed) == value or list(resumed) == [value]
+    for word in words:
+        key, value = word.split("=")
+        resumed = OmegaConf.select(played.configs[-1], key)
+        assert str(resumed) == value or list(resumed) == [value], word
 
 
 def test_a_swept_place_is_what_a_point_is(

@@ -51,7 +51,7 @@ def read_training(*words: str) -> TrainerSettings:
     return TrainerSettings.read(compose_config("stage=vqgan", *words).trainer)
 
 
-RECOMPUTES = read_training("trainer.checkpoint_activations=true")
+RECOMPUTES = "trainer.checkpoint_activations=true"
 
 
 def make_pyramid(decoder: type[PyramidDecoder] = PyramidDecoder) -> Tokenizer:
@@ -97,7 +97,7 @@ def test_a_tokenizer_trains_to_the_bit_as_it_does_with_all_activations(
         opening = make(Gate, **gate) if gate is not None else None
         module = make_module(opening, **settings)
         if recomputes:
-            prepare_layers(module, RECOMPUTES)
+            prepare_layers(module, read_training(RECOMPUTES))
         ends.append(end_of(module))
         assert gate is None or module.discriminator_step == 6
     assert_same(*ends)
@@ -134,7 +134,7 @@ def train_prior(name: str, recomputes: bool, precision: Any = "32-true") -> dict
         label_drop=0.1, label_smoothing=0.0, accumulate=2,
     )  # fmt: skip
     if recomputes:
-        prepare_blocks(module, RECOMPUTES)
+        prepare_blocks(module, read_training(RECOMPUTES))
     torch.manual_seed(1)
     make_trainer(precision=precision).fit(module, make_code_data(name, 16))
     return module.state_dict()
@@ -305,7 +305,7 @@ def test_a_prior_without_blocks_is_refused(name: str) -> None:
         InputError,
         match=rf"{type(module.model).__name__} has none; use trainer\.checkpoint_activations=false",
     ):
-        prepare_blocks(module, RECOMPUTES)
+        prepare_blocks(module, read_training(RECOMPUTES))
     prepare_blocks(module, read_training())
 
 

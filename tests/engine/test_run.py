@@ -39,7 +39,9 @@ pytestmark = lightning_warnings
 
 def open_run(folder: Path, *overrides: str) -> Run:
     words = ["stage=vqgan", "trainer.accelerator=cpu", "trainer.max_steps=2", "logger=csv"]
-    return Run.open(compose_config(*words, f"run_dir={folder}", *overrides))
+    config = compose_config(*words, *overrides)
+    config.run_dir = str(folder)  # no word, so that equal words are composed once
+    return Run.open(config)
 
 
 def test_nothing_is_written_before_a_run_starts(tmp_path: Path) -> None:
@@ -99,7 +101,9 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def resumed(folder: Path) -> Run:
-    return Run.open(compose_config("stage=vqgan", "trainer.accelerator=cpu", f"resume={folder}"))
+    config = compose_config("stage=vqgan", "trainer.accelerator=cpu")
+    config.resume = str(folder)
+    return Run.open(config)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -4,21 +4,30 @@ Commands that are processes of their own have Hydra as it is.
 """
 
 import copy
+import io
 import os
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
+import yaml
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf, _utils
 
 load_config = ConfigRepository.load_config
 embed_result_config = ConfigLoaderImpl._embed_result_config
 create_interpolation_map = defaults_list._create_interpolation_map
 make_caching_repository = CachingConfigRepository.__init__
 get_mode = Hydra.get_mode
+load_sweep_config = ConfigLoaderImpl.load_sweep_config
+validate_batch = Sweeper.validate_batch_is_legal
+get_yaml_loader = _utils.get_yaml_loader
 
 
 def shorten_composition(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +37,10 @@ def shorten_composition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults_list, "_create_interpolation_map", create_map_if_read)
     monkeypatch.setattr(CachingConfigRepository, "__init__", share_delegate)
     monkeypatch.setattr(Hydra, "get_mode", get_mode_if_set)
+    points = PointComposer()
+    monkeypatch.setattr(Sweeper, "validate_batch_is_legal", points.validate)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", points.load)
+    monkeypatch.setattr(_utils, "get_yaml_loader", make_yaml_loader)
 
 
 def restore_composition(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +50,9 @@ def restore_composition(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults_list, "_create_interpolation_map", create_interpolation_map)
     monkeypatch.setattr(CachingConfigRepository, "__init__", make_caching_repository)
     monkeypatch.setattr(Hydra, "get_mode", get_mode)
+    monkeypatch.setattr(Sweeper, "validate_batch_is_legal", validate_batch)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", load_sweep_config)
+    monkeypatch.setattr(_utils, "get_yaml_loader", get_yaml_loader)
 
 
 class FileReader:
@@ -93,3 +109,68 @@ def get_mode_if_set(self: Hydra, config_name: str | None, overrides: list[str]) 
     if own or any("hydra" in word or "experiment" in word for word in overrides):
         return get_mode(self, config_name, overrides)
     return None
+
+
+class PointComposer:
+    """Composes each point of a sweep once: Hydra composes all when it validates them, and each again when it starts."""
+
+    def __init__(self) -> None:
+        self._configs: dict[tuple[str, ...], DictConfig] = {}
+
+    @property
+    def validate(self) -> Any:
+        """The method that replaces Sweeper's."""
+
+        def validate_batch_is_legal(sweeper: Any, batch: Sequence[Sequence[str]]) -> None:
+            loader = sweeper.hydra_context.config_loader
+            self._configs.clear()
+            for words in batch:
+                config = load_sweep_config(loader, sweeper.config, list(words))
+                self._configs[tuple(words)] = config
+
+        return validate_batch_is_legal
+
+    @property
+    def load(self) -> Any:
+        """The method that replaces ConfigLoaderImpl's."""
+
+        def load(loader: Any, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+            config = self._configs.pop(tuple(sweep_overrides), None)
+            if config is None:
+                return load_sweep_config(loader, master_config, sweep_overrides)
+            OmegaConf.copy_cache(from_config=master_config, to_config=config)
+            return config
+
+        return load
+
+
+class NamedText(io.StringIO):
+    """A file's text, which was read before."""
+
+    name: Any
+
+
+@cache
+def make_yaml_loader() -> Any:
+    """OmegaConf's class for reading YAML, made once and with libyaml's parser, which takes a sixth of the time."""
+    slow = get_yaml_loader()
+    if not yaml.__with_libyaml__:
+        return slow
+
+    class QuickLoader(yaml.cyaml.CParser, slow):  # type: ignore[misc, valid-type, name-defined]
+        def __init__(self, stream: Any) -> None:
+            self.text = stream.read() if hasattr(stream, "read") else stream
+            self.file = getattr(stream, "name", None)
+            yaml.cyaml.CParser.__init__(self, self.text)
+            yaml.constructor.SafeConstructor.__init__(self)
+            yaml.resolver.Resolver.__init__(self)
+
+        def get_single_data(self) -> Any:
+            try:
+                return super().get_single_data()
+            except yaml.YAMLError:  # libyaml says less of what is wrong
+                again = NamedText(self.text)
+                again.name = self.file
+                return slow(again if self.file else self.text).get_single_data()
+
+    return QuickLoader

@@ -1,10 +1,13 @@
 """Run folders of small models that nobody trained, for tests of what stands on them."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from codegrid.engine.checkpoint import build_trusted, make_header, save_atomically
 from codegrid.engine.folder import LAST
@@ -39,6 +42,36 @@ def save_prior_run(
 ) -> None:
     """A run folder of stage=prior with random weights, and with the tokenizer that it needs. `words` replace SMALL_PRIOR;
     `classes` are names, or the number of classes without names."""
+    names = classes if isinstance(classes, int) else tuple(classes)
+    contents, random_state = _prior_run(words, names, seed, tuple(tokenizer_words))
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    torch.set_rng_state(random_state)
+
+
+@cache
+def _prior_run(
+    words: tuple[str, ...],
+    classes: int | tuple[str, ...],
+    seed: int,
+    tokenizer_words: tuple[str, ...],
+) -> tuple[dict[Path, bytes], Tensor]:
+    """The files of a prior's run, made once per process, and the state of torch's generator afterwards."""
+    with TemporaryDirectory() as folder:
+        _build_prior_run(Path(folder), words, classes, seed, tokenizer_words)
+        files = [file for file in Path(folder).rglob("*") if file.is_file()]
+        contents = {file.relative_to(folder): file.read_bytes() for file in files}
+    return contents, torch.get_rng_state()
+
+
+def _build_prior_run(
+    folder: Path,
+    words: Sequence[str],
+    classes: int | Sequence[str],
+    seed: int,
+    tokenizer_words: Sequence[str],
+) -> None:
     few = ["data.n_train=32", "data.n_val=8", *tokenizer_words]
     tokenizer, described = save_tokenizer_run(folder / "tokenizer", *few)
     torch.manual_seed(seed)

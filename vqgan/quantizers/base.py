@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from codegrid.engine.clock import Mark
 from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import InputError, check_int
 from codegrid.engine.sizes import Size
-from codegrid.evaluation.codebook import CodebookUse
 from vqgan.quantizers.gradients import straight_through
 from vqgan.quantizers.precision import float32
 from vqgan.quantizers.search import flatten
+
+if TYPE_CHECKING:
+    from codegrid.evaluation.codebook import CodebookUse
 
 MAX_SCORES = 2**22  # distances that are held at a time
 
@@ -157,8 +159,10 @@ class Quantizer(nn.Module, ABC):
     def lengths(self) -> list[int]:
         return []
 
-    def make_code_use(self) -> CodebookUse:
+    def make_code_use(self) -> "CodebookUse":
         """What counts how often the codes are used."""
+        from codegrid.evaluation.codebook import CodebookUse  # which a model in use does without
+
         assert self.K is not None
         return CodebookUse(self.K, self.num_codebooks, self.lengths)
 

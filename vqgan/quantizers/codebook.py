@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
-from codegrid.evaluation.codebook import count_uses
+from codegrid.evaluation.code_counts import count_uses
 from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 from vqgan.quantizers.entropy import Entropy
 from vqgan.quantizers.gradients import choose_estimator

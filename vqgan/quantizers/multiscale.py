@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from operator import add
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from codegrid.engine.collectives import broadcast
 from codegrid.engine.errors import InputError
 from codegrid.engine.sizes import Size, SizeSetting
-from codegrid.evaluation.codebook import CodebookUse
 from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 from vqgan.quantizers.codebook import Codebook
 from vqgan.quantizers.gradients import straight_through
@@ -21,6 +20,9 @@ from vqgan.quantizers.kmeans import kmeans
 from vqgan.quantizers.precision import float32
 from vqgan.quantizers.scales import TOUCH, Scales
 from vqgan.quantizers.search import flatten, nearest, unflatten
+
+if TYPE_CHECKING:
+    from codegrid.evaluation.codebook import CodebookUse
 
 
 class MultiScaleResidual(Quantizer):
@@ -135,7 +137,9 @@ class MultiScaleResidual(Quantizer):
     def lengths(self) -> list[int]:
         return self.scales.lengths()
 
-    def make_code_use(self) -> CodebookUse:
+    def make_code_use(self) -> "CodebookUse":
+        from codegrid.evaluation.codebook import CodebookUse
+
         return CodebookUse(self.K, lengths=self.lengths, shared=self.shared)
 
     @property

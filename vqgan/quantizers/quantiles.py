@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from codegrid.engine.collectives import all_reduce, broadcast
 from codegrid.engine.errors import check_range
-from codegrid.evaluation.codebook import count_uses
+from codegrid.evaluation.code_counts import count_uses
 
 SAMPLES_PER_BIN = (
     4  # outputs in a bin on average, with which a batch moves thresholds at the full rate

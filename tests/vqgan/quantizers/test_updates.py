@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from codegrid.engine.collectives import seeded_generator, share_seed
-from codegrid.evaluation.codebook import count_uses
+from codegrid.evaluation.code_counts import count_uses
 from tests.helpers.parts import make
 from vqgan.quantizers.anneal import Anneal
 from vqgan.quantizers.codebook import Codebook, max_revived
