@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load
 
 from codegrid.engine.errors import InputError
-from tests.helpers.configs import SMALL, compose_plain, list_options
-from tests.helpers.exports import PYRAMID, make_trained
+from tests.helpers.configs import list_options
+from tests.helpers.exports import PYRAMID, compose_small, make_trained
 from vqgan.export.base import to_json
 from vqgan.export.origin import Origin
 from vqgan.export.safetensors import MODEL_WEIGHTS, SafetensorsExporter
@@ -30,9 +30,7 @@ ALL = [
 
 def export(tokenizer: Tokenizer, *words: str) -> PublicFile:
     """The weights and config.json of an export, read as an import reads them."""
-    lattice = {"quantizer=fsq", "quantizer=lfq", "quantizer=bsq"} & set(words)
-    small = [word for word in SMALL if not (lattice and word.startswith("quantizer.dim"))]
-    config = compose_plain(*small, *words)
+    config = compose_small(*words)
     files = SafetensorsExporter().encode_files(tokenizer)
     settings = {group: config[group] for group in ("model", "quantizer")}
     facts = describe_tokenizer(tokenizer, Origin("run", config), settings)
