@@ -1,6 +1,7 @@
 """All stages by command on images that are not square 8-bit RGB, and on labels in a table."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, launch, read_report
+from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, Command, launch, lightning_warnings
 from vqgan.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, lightning_warnings]
 OWN = ("data.n_train", "data.n_val", "data.image_size", "model.grid")  # settings of each set's own
-SMALL = [word for word in TINY if not word.startswith(OWN)]
-NUM_IMAGES = 40
+ONCE = ["trainer.val_every=6", "trainer.save_every=6"]
+SMALL = [*(word for word in TINY if not word.startswith(OWN)), *ONCE]
+SMALL_PRIOR = [*TINY_PRIOR, *ONCE]
+NUM_IMAGES = 24
 LABELS = ["meadow", "forest, old", "lake"]
 
 
@@ -85,39 +88,61 @@ SETS: dict[str, tuple[Callable[[Path], None], list[str], tuple[float, float]]] =
 }  # fmt: skip
 
 
-def run(folder: Path, *words: str) -> dict[str, Any]:
-    """A command's result; it has no line on standard error that begins with a warning or an error."""
-    done = launch(*words, folder=folder)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
-    return read_report(done)
+Run = Callable[..., dict[str, Any]]
+
+
+def read_result(code: int, output: str, errors: str) -> dict[str, Any]:
+    """The result that a command printed, once; it has no line on standard error that begins with a warning or an error."""
+    assert code == 0, errors
+    assert "Warning" not in errors
+    [line] = [text for text in output.splitlines() if text.startswith("{")]
+    result: dict[str, Any] = json.loads(line)
+    return result
+
+
+@pytest.fixture
+def run(
+    request: pytest.FixtureRequest, command: Command, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs a command in this process, where warnings but Lightning's are errors; bands are trained on in processes."""
+
+    def run_here(*words: str) -> dict[str, Any]:
+        capsys.readouterr()
+        code = command(*words)
+        return read_result(code, *capsys.readouterr())
+
+    def run_bands(*words: str) -> dict[str, Any]:
+        if words[0] not in ("stage=vqgan", "stage=prior"):
+            return run_here(*words)
+        done = launch(*words)
+        return read_result(done.returncode, done.stdout, done.stderr)
+
+    return run_bands if request.getfixturevalue("name") == "bands" else run_here
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_images_of_any_kind_go_through_all_stages_and_come_back_in_their_own_units(
-    name: str, tmp_path: Path
+    name: str, run: Run, tmp_path: Path
 ) -> None:
     write, settings, (low, high) = SETS[name]
     (tmp_path / "images").mkdir()
     write(tmp_path / "images")
     data = ["data=folder", "data.root=images", "data.n_val=8", *settings]
-    run(tmp_path, "stage=vqgan", *SMALL, *data, "run_dir=runs/tokenizer")
+    run("stage=vqgan", *SMALL, *data, "run_dir=runs/tokenizer")
     of_classes = name == "table"
     run(
-        tmp_path, "stage=prior", "ckpt=runs/tokenizer", "run_dir=runs/prior", *TINY_PRIOR,
-        f"conditional={str(of_classes).lower()}",
+        "stage=prior", "ckpt=runs/tokenizer", "run_dir=runs/prior", *SMALL_PRIOR, f"conditional={str(of_classes).lower()}",
     )  # fmt: skip
     label = ["label='forest, old'"] if of_classes else []
     drawn = run(
-        tmp_path, "stage=sample", "ckpt=runs/prior", "n=3", "save=[grid,npy]", "run_dir=drawn",
-        "accelerator=cpu", *label,
+        "stage=sample", "ckpt=runs/prior", "n=3", "save=[grid,npy]", "run_dir=drawn", "accelerator=cpu", *label,
     )  # fmt: skip
     assert drawn["n"] == 3
-    judged = run(tmp_path, "stage=evaluate", "ckpt=runs/tokenizer", *QUICK)
+    judged = run("stage=evaluate", "ckpt=runs/tokenizer", *QUICK)
     assert 3 < judged["psnr"] < 60
-    run(tmp_path, "stage=evaluate", "ckpt=runs/prior", "samples=8", *QUICK)
-    run(tmp_path, "stage=export", "ckpt=runs/prior", "run_dir=out")
-    assert launch("stage=report", "runs=runs", folder=tmp_path).returncode == 0
+    run("stage=evaluate", "ckpt=runs/prior", "samples=8", *QUICK)
+    run("stage=export", "ckpt=runs/prior", "run_dir=out")
+    assert run("stage=report", "runs=runs")["runs"] == 2
 
     [file] = (tmp_path / "drawn").rglob("samples.npy")
     samples = np.load(file)

@@ -32,7 +32,7 @@ KILLS = {
     "-otherwise": 4,
 }  # per stage, with its default settings and with those of OTHERWISE
 LONGER = [
-    "trainer.max_steps=36",
+    "trainer.max_steps=24",
     "trainer.val_every=5",
     "trainer.save_every=3",
     "callbacks.doctor.every=4",
@@ -107,7 +107,7 @@ def life(
     """Kill and resume a run up to `kills` times, then let it finish.
 
     Returns the number of kills, and how many of them came while a file was written. An uninterrupted run takes `seconds`,
-    half of them before its first step.
+    a third of them before its first step.
     """
     killed = saving = 0
     while killed < kills:
@@ -118,15 +118,10 @@ def life(
         )
         wait_for_file = moments.random() < 0.5
         skipped = moments.randrange(4)  # files that are written without a kill
-        deadline = time.monotonic() + (2 if wait_for_file else moments.uniform(0.4, 0.9)) * seconds
-        caught = False
-        while run.poll() is None and time.monotonic() < deadline and not caught:
-            if wait_for_file and any(folder.rglob("*.tmp")):
-                caught = not skipped
-                skipped -= 1
-                while not caught and any(folder.rglob("*.tmp")):
-                    time.sleep(0.0002)
-            time.sleep(0.0002)
+        moment = (2 if wait_for_file else moments.uniform(0.3, 0.9)) * seconds
+        caught = wait_for_file and wait_for_write(run, folder, skipped, moment)
+        if not wait_for_file:
+            run.poll(moment)
         run.send_signal(signal.SIGKILL)
         if (code := run.wait()) == 0:
             return killed, saving
@@ -136,6 +131,20 @@ def life(
         shutil.rmtree(folder, ignore_errors=True)
     finish([words[0], f"resume={folder}"] if begun(folder) else [*words, f"run_dir={folder}"])
     return killed, saving
+
+
+def wait_for_write(run: ForkedRun, folder: Path, skipped: int, seconds: float) -> bool:
+    """Wait until a run writes a file after so many others; False if it doesn't within this time."""
+    deadline = time.monotonic() + seconds
+    while run.poll() is None and time.monotonic() < deadline:
+        if any(folder.rglob("*.tmp")):
+            if not skipped:
+                return True
+            skipped -= 1
+            while any(folder.rglob("*.tmp")):
+                time.sleep(0.001)
+        time.sleep(0.001)
+    return False
 
 
 @pytest.mark.parametrize("how", KILLS)
@@ -174,7 +183,7 @@ def test_two_ranks_that_are_killed_and_terminated_end_like_uninterrupted_ones(st
     ):
         run = start(*begin)
         begin = [words[0], f"resume={folder}"]
-        step = moments.randrange(4 + 11 * n, 11 + 11 * n)  # later each time
+        step = moments.randrange(3 + 7 * n, 7 + 7 * n)  # later each time
         wait_until(partial(reached, folder, step), run)
         if whom == "all":
             os.killpg(run.pid, number)

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from codegrid.engine.checkpoint import substate
 from codegrid.engine.module import ClockedModule
+from prior.extract import PieceWriter
 from prior.load import load_prior
 from tests.helpers.commands import (
     QUICK,
@@ -157,24 +158,51 @@ def test_two_processes_extract_what_one_does_and_one_reports(
     assert all(np.array_equal(lines[0][name], lines[1][name]) for name in ("indices", "labels"))
 
 
+PAUSED = """
+import time
+import prior.extract
+import train
+
+save = prior.extract.{writer}.save
+
+def save_and_wait(self):
+    save(self)
+    time.sleep(600)
+
+prior.extract.SAVE_EVERY = 0.0
+prior.extract.{writer}.save = save_and_wait
+train.main()
+"""
+
+
 @pytest.mark.slow
 def test_an_extraction_killed_by_sigkill_is_continued_and_ends_the_same(
-    command: Command, tmp_path: Path
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command("stage=vqgan", *TINY, "data.n_train=6000", "model.width=32")
-    line = ["stage=extract", "ckpt=runs/vqgan/shapes", "export=safetensors"]
-    line += ["accelerator=cpu", "batch_size=1"]
-    process = start(*line, "run_dir=killed")
-    deadline = time.monotonic() + 60
+    command("stage=vqgan", *TINY, "data.n_train=600")
+    line = ["stage=extract", "ckpt=runs/vqgan/shapes", "export=safetensors", "accelerator=cpu"]
+    program = tmp_path / "paused.py"
+    program.write_text(PAUSED.format(writer=PieceWriter.__name__))
+    process = start(*line, "run_dir=killed", program=program)
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and process.poll() is None:
         flags = list((tmp_path / "cache").glob(".codes-train-*.part/done.npy"))
         if flags and flags[0].stat().st_size and np.load(flags[0]).any():
             break
         time.sleep(0.02)
+    assert np.load(flags[0]).tolist() == [True, False, False], "one of three pieces is done"
     process.send_signal(signal.SIGKILL)
     assert process.wait() < 0, "it was to be killed before it was done"
     assert not list((tmp_path / "cache").glob("codes-train-*"))
+    encoded: list[int] = []
+    write = PieceWriter.write
+    monkeypatch.setattr(
+        PieceWriter,
+        "write",
+        lambda self, piece, *more: (encoded.append(piece), write(self, piece, *more)),
+    )
     assert command(*line, "run_dir=resumed") == 0
+    assert encoded == [1, 2, 0], "two pieces of training images, and one of validation images"
     assert command(*line, "run_dir=fresh", f"cache_dir={tmp_path / 'other'}") == 0
     resumed, fresh = (load_file(f"{name}/codes-train.safetensors") for name in ("resumed", "fresh"))
     assert all(np.array_equal(resumed[name], fresh[name]) for name in ("indices", "labels"))

@@ -2,13 +2,23 @@
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.helpers.commands import QUICK, TINY, TINY_PRIOR, TWO, free_port, launch, read_report
+from tests.helpers.commands import (
+    QUICK,
+    TINY,
+    TINY_PRIOR,
+    TWO,
+    free_port,
+    launch,
+    read_report,
+    start,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -76,11 +86,40 @@ def test_a_sharded_prior_is_trained_by_one_command_and_used_and_resumed_by_one_p
     assert steps(folder) == list(range(10))
 
 
-def test_torchrun_starts_and_resumes_a_run() -> None:
+TORCHRUN = """
+import os
+import sys
+import train
+
+children = []
+for rank in "01":
+    if child := os.fork():
+        children.append(child)
+        continue
+    os.environ |= {{
+        "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "MASTER_ADDR": "localhost", "MASTER_PORT": "{port}", "TORCHELASTIC_RUN_ID": "test",
+    }}
+    train.main()
+    sys.exit(0)
+sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+
+
+def launch_by_variables(*words: str) -> subprocess.CompletedProcess[str]:
+    """A command as two processes with the variables that torchrun gives them, without its imports."""
+    program = Path("torchrun.py").absolute()
+    program.write_text(TORCHRUN.format(port=free_port()))
+    run = start(*words, program=program)
+    code = run.wait()
+    return subprocess.CompletedProcess(words, code, run.output.read_text(), run.log)
+
+
+def test_torchrun_starts_a_run_and_its_variables_resume_it() -> None:
     by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     read_report(launch("stage=vqgan", *TINY, *TWO, by=by))
     result = read_report(
-        launch("stage=vqgan", "resume=runs/vqgan/shapes", "trainer.max_steps=9", by=by)
+        launch_by_variables("stage=vqgan", "resume=runs/vqgan/shapes", "trainer.max_steps=9")
     )
     assert (result["devices"], result["steps"]) == (2, 9)
     record = Path("runs/vqgan/shapes/record.jsonl")
@@ -88,8 +127,7 @@ def test_torchrun_starts_and_resumes_a_run() -> None:
 
 
 def test_a_wrong_number_of_processes_is_refused_with_one_sentence() -> None:
-    by = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
-    done = launch("stage=vqgan", *TINY, by=by)
+    done = launch_by_variables("stage=vqgan", *TINY)
     [sentence] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert done.returncode != 0
     assert "2 processes were started, and trainer.devices=1 trainer.num_nodes=1 are 1" in sentence

@@ -1,9 +1,11 @@
 """An installed program, in a folder whose owner has files of the same names as ours."""
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 import zipfile
 from pathlib import Path
@@ -29,6 +31,32 @@ codes = tokenizer.encode_images(["photo.png"])
 picture, = tokenizer.decode_codes(codes)
 print(tuple(codes.shape), picture.size)
 assert sys.modules["data"].OWNER == "user"
+"""
+
+
+COMMANDS = """
+import atexit, json, os, sys, threading
+from codegrid.engine.command import main
+import prior.stages.train, vqgan.stages.train
+
+codes = []
+for n, line in enumerate(json.loads(sys.argv[1])):
+    if child := os.fork():
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        continue
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(os.path.join(sys.argv[2], f"{n}.{name}"), os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = [os.path.join(os.path.dirname(sys.argv[0]), "codegrid"), *line]
+    code = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code or 0
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)  # without freeing all modules
+print(json.dumps(codes))
 """
 
 
@@ -68,6 +96,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=True,
     )  # fmt: skip
     (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    (folder / "bin" / "commands.py").write_text(
+        COMMANDS
+    )  # beside the command, so it imports what that imports
     return folder / "bin"
 
 
@@ -92,6 +123,22 @@ def start(project: Path, *words: str | Path, **variables: str) -> subprocess.Com
     return subprocess.run(
         words, cwd=project, env=environment, capture_output=True, text=True, check=False
     )
+
+
+def start_all(
+    installed: Path, project: Path, *lines: list[str], **variables: str
+) -> list[subprocess.CompletedProcess[str]]:
+    """Several `codegrid <words>`, one after the other, as forks of one process that has the imports."""
+    logs = Path(tempfile.mkdtemp(prefix="codegrid-test-"))
+    words = [installed / "python", installed / "commands.py", json.dumps(lines), logs]
+    done = start(project, *words, OMP_NUM_THREADS="1", **variables)
+    assert done.returncode == 0, done.stderr
+    return [
+        subprocess.CompletedProcess(
+            lines[n], code, *((logs / f"{n}.{name}").read_text() for name in ("out", "err"))
+        )
+        for n, code in enumerate(json.loads(done.stdout))
+    ]
 
 
 def test_a_wheel_has_no_name_at_its_top_that_a_user_may_have(wheel: Path) -> None:
@@ -127,13 +174,13 @@ def test_the_installed_command_works_in_a_folder_with_files_of_the_same_names(
 def test_both_stages_run_there_and_python_has_the_users_files_and_ours(
     installed: Path, project: Path
 ) -> None:
-    trained = start(project, installed / "codegrid", "stage=vqgan", *TINY, "loss=vqvae")
+    trained, prior = start_all(
+        installed, project,
+        ["stage=vqgan", *TINY, "loss=vqvae"], ["stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR],
+    )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     card = (project / "runs" / "vqgan" / "shapes" / "card.md").read_text()
     assert "codegrid stage=vqgan" in card
-    prior = start(
-        project, installed / "codegrid", "stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR
-    )
     assert prior.returncode == 0, prior.stderr
     script = project / "script.py"
     script.write_text(f"import sys\n{FROM_PYTHON}")
@@ -155,12 +202,10 @@ def test_a_class_in_a_package_data_of_the_users_own_trains_and_is_read_again(
         "data._target_=data.photos.Photos",
     ]
     words = ["stage=vqgan", *(word for word in TINY if not word.startswith("data.n_"))]
-    mine = {"PYTHONPATH": str(project)}
-    trained = start(
-        project, installed / "codegrid", *words, *images, "loss=vqvae", "name=mine", **mine
-    )
+    later = ["stage=extract", "ckpt=runs/vqgan/mine", "trust=[data.photos.Photos]"]
+    trained, extracted = start_all(
+        installed, project, [*words, *images, "loss=vqvae", "name=mine"], later, PYTHONPATH=str(project)
+    )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
     assert "_target_: data.photos.Photos" in (project / "runs/vqgan/mine/config.yaml").read_text()
-    later = ["stage=extract", "ckpt=runs/vqgan/mine", "trust=[data.photos.Photos]"]
-    extracted = start(project, installed / "codegrid", *later, **mine)
     assert extracted.returncode == 0, extracted.stderr

@@ -9,7 +9,6 @@ import random
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import warnings
@@ -38,9 +37,9 @@ from codegrid.engine.settings import TrainerSettings
 from tests.helpers.commands import (
     TINY,
     Command,
-    clean_environment,
     lightning_warnings,
     read_mistake,
+    start,
 )
 from tests.helpers.configs import ROOT
 
@@ -318,26 +317,19 @@ except KeyboardInterrupt as interrupt:
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_script_saves_the_run_and_says_how_to_resume_it(tmp_path: Path) -> None:
-    words = ["stage=vqgan", "loss=vqvae", *TINY, "trainer.max_steps=400", "trainer.val_every=400"]
+    words = ["stage=vqgan", "loss=vqvae", *TINY, "trainer.max_steps=200", "trainer.val_every=200"]
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(words=words))
-    process = subprocess.Popen(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env=clean_environment(PYTHONPATH=str(ROOT)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    run = start(folder=tmp_path, program=script)
     checkpoint = tmp_path / "runs/vqgan/shapes" / LAST
-    while not checkpoint.exists() and process.poll() is None:
+    while not checkpoint.exists() and run.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=240)
-    sentence, steps = printed.splitlines()
+    run.send_signal(signal.SIGINT)
+    assert run.wait() == 0, run.log
+    sentence, steps = run.output.read_text().splitlines()
     assert re.fullmatch(
         r"stopped at step \d+, saved; resume with: train\('stage=vqgan', 'resume=runs/vqgan/shapes'\)",
         sentence,
     )
-    assert steps == "400"
-    assert "Traceback" not in errors
+    assert steps == "200"
+    assert "Traceback" not in run.log

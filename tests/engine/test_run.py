@@ -27,7 +27,9 @@ from codegrid.engine.precision import best_precision
 from codegrid.engine.resume import read_stamp
 from codegrid.engine.run import Run
 from codegrid.engine.version import FORMAT, VERSION
-from tests.helpers.configs import ROOT, compose_config
+from tests.helpers.commands import start
+from tests.helpers.configs import compose_config
+from tests.helpers.forks import ForkedRun
 from tests.helpers.stage1 import lightning_warnings, make_module, make_noise, make_tokenizer
 from vqgan.load import make_tags
 
@@ -463,49 +465,38 @@ def test_tags_are_the_stage_the_data_the_quantizer_the_grid_and_K() -> None:
     assert tags == ["vqgan", "x" * 64, "ema", "grid=4x4", "K=16"]  # W&B accepts no longer tags
 
 
+BEGIN = """
+from codegrid.engine.loggers import make_wandb_logger
+make_wandb_logger({folder!r}, "codegrid", None, [], id={id!r})
+"""
+FINISH = "import wandb; wandb.finish()\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [None, "online"])
 def test_nothing_asks_for_a_key_on_a_terminal(tmp_path: Path, mode: str | None) -> None:
-    program = (
-        "from codegrid.engine.loggers import make_wandb_logger; import wandb; "
-        "make_wandb_logger('.', 'codegrid', None, []); wandb.finish()"
-    )
+    program = tmp_path / "program.py"
+    program.write_text(BEGIN.format(folder=".", id=None) + FINISH)
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("WANDB")
     }
-    environment |= {
-        "HOME": str(tmp_path),
-        "PYTHONPATH": str(ROOT),
-        **({"WANDB_MODE": mode} if mode else {}),
-    }
+    environment |= {"HOME": str(tmp_path), **({"WANDB_MODE": mode} if mode else {})}
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=environment,
-        cwd=tmp_path,
-    )
-    os.close(theirs)
     try:
-        assert process.wait(120) == 0  # a question would wait for ever
+        run = ForkedRun((), tmp_path, environment, tmp_path, program, os.ttyname(theirs))
+        assert run.wait(120) == 0  # a question would wait for ever
     finally:
-        process.kill()
+        os.close(theirs)
         os.close(ours)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 
 NOTEBOOK = """
-import os, subprocess, sys
-import wandb
+import os, wandb
 os.environ["WANDB_MODE"] = "offline"
 wandb.setup()
-assert "WANDB_SERVICE" in os.environ
-begin = "from codegrid.engine.loggers import make_wandb_logger; make_wandb_logger('a', 'codegrid', None, [], id='mine')"
-killed = begin + "; import os; os.kill(os.getpid(), 9)"
-assert subprocess.run([sys.executable, "-c", killed], cwd="elsewhere").returncode == -9
-subprocess.run([sys.executable, "-c", begin + "; import wandb; wandb.finish()"], cwd="elsewhere", check=True)
+print(os.environ["WANDB_SERVICE"], flush=True)
+input()
 """
 
 
@@ -514,13 +505,22 @@ def test_a_run_started_by_a_process_that_uses_wandb_has_a_service_of_its_own(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "elsewhere/a").mkdir(parents=True)
-    done = subprocess.run(
+    begin = BEGIN.format(folder="a", id="mine")
+    killed, finished = tmp_path / "killed.py", tmp_path / "finished.py"
+    killed.write_text(f"{begin}import os; os.kill(os.getpid(), 9)\n")
+    finished.write_text(begin + FINISH)
+    with subprocess.Popen(
         [sys.executable, "-c", NOTEBOOK],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    ) as notebook:
+        assert notebook.stdout is not None
+        inherited = {"WANDB_SERVICE": notebook.stdout.readline().strip(), "WANDB_MODE": "offline"}
+        assert inherited["WANDB_SERVICE"]
+        for program, code in ((killed, -9), (finished, 0)):
+            run = start(folder=tmp_path / "elsewhere", program=program, **inherited)
+            assert run.wait() == code, run.log
+        notebook.communicate("\n")
     assert list(tmp_path.glob("elsewhere/a/wandb/offline-run-*/run-mine.wandb"))

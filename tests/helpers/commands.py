@@ -80,10 +80,12 @@ def make_log_folder() -> Path:
     return folder
 
 
-def start(*words: str, folder: Path | None = None, **environment: str) -> ForkedRun:
-    """Start `python train.py ...` in a folder, the current one by default, as a process of its own."""
+def start(
+    *words: str, folder: Path | None = None, program: Path = ROOT / "train.py", **environment: str
+) -> ForkedRun:
+    """Start `python train.py ...` in a folder, the current one by default, as a process of its own. `program` is another file."""
     logs = Path(tempfile.mkdtemp(dir=make_log_folder()))
-    return ForkedRun(words, folder or Path.cwd(), clean_environment(**environment), logs)
+    return ForkedRun(words, folder or Path.cwd(), clean_environment(**environment), logs, program)
 
 
 def launch(

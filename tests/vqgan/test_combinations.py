@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import open_dict
 
 import vqgan.backbones
 import vqgan.losses.perceptual
 from codegrid.engine.settings import PRECISIONS, TrainerSettings
 from codegrid.engine.trainer import plugin_arguments
 from tests.helpers.configs import ROOT, compose_config
-from tests.helpers.stage1 import fit, lightning_warnings, make_noise
+from tests.helpers.stage1 import Noise, fit, lightning_warnings
 from vqgan.load import start_images
 from vqgan.stages.building import build_module
 
@@ -52,13 +53,13 @@ NETWORKS = {  # small ones, without weights from elsewhere
     ],
     "loss/discriminator=patch": ["loss.discriminator.spectral=true"],
     "loss/discriminator=multiscale": ["loss.discriminator.depth=1"],
+    "loss/discriminator=style": ["loss.discriminator.max_width_mult=2"],
 }
 
 
-def step(
-    game: str, discriminator: str, perceptual: str, precision: str, weight: str, augment: str
-) -> None:
-    """Three steps across the gate: all parts of the loss are at work in the last, and nothing is infinite."""
+def name_choices(one: tuple[str, ...]) -> tuple[dict[str, str], str]:
+    """The groups of the loss with the choices of this combination, and its precision."""
+    game, discriminator, perceptual, precision, weight, augment = one
     choices = {
         "adversarial": game,
         "discriminator": discriminator,
@@ -66,24 +67,50 @@ def step(
         "adaptive": weight,
         "augment": augment,
     }
-    chosen = [f"loss/{group}={choice}" for group, choice in choices.items() if choice != "null"]
-    chosen += [
-        f"trainer.precision={precision}",
-        *(["~loss/perceptual"] if perceptual == "null" else []),
-    ]
-    config = compose_config(
-        *SMALL, *chosen, *itertools.chain.from_iterable(NETWORKS.get(word, []) for word in chosen)
-    )
+    return choices, precision
+
+
+def list_words(group: str, choice: str) -> list[str]:
+    """The words of a command that make a choice, with small networks."""
+    if choice == "null":
+        return [f"~loss/{group}"] if group == "perceptual" else []
+    word = f"loss/{group}={choice}"
+    return [word, *NETWORKS.get(word, [])]
+
+
+def compose(one: tuple[str, ...]) -> Any:
+    """The config of a combination, as a command composes it."""
+    choices, precision = name_choices(one)
+    words = itertools.chain.from_iterable(list_words(*choice) for choice in choices.items())
+    return compose_config(*SMALL, f"trainer.precision={precision}", *words)
+
+
+def assemble(one: tuple[str, ...]) -> Any:
+    """The same config from choices that are composed one by one: 24 instead of 288."""
+    choices, precision = name_choices(one)
+    config = compose_config(*SMALL, f"trainer.precision={precision}")
+    with open_dict(config):
+        for group, choice in choices.items():
+            alone = compose_config(*SMALL, *list_words(group, choice)).loss
+            config.loss.pop(group, None)
+            if group in alone:
+                config.loss[group] = alone[group]
+    return config
+
+
+def train(one: tuple[str, ...], config: Any, **limits: Any) -> None:
+    """Three steps across the gate: all parts of the loss are at work in the last, and nothing is infinite."""
     settings = TrainerSettings.read(config.trainer)
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's, of lpips
         trained = build_module(config, settings)
-    trained.tokenizer.initialise(start_images(make_noise()))
-    fit(trained, **plugin_arguments(settings))
+    data = Noise(16, cache="ram", batch_size=2)
+    trained.tokenizer.initialise(start_images(data))
+    fit(trained, data=data, **limits, **plugin_arguments(settings))
     vitals = trained.vitals
     expected = {"rec", "adversarial", "discriminator", "lambda"} | (
-        {"perceptual"} if perceptual != "null" else set()
+        {"perceptual"} if one[2] != "null" else set()
     )
     assert expected <= vitals.keys()
     assert all(vitals[name].isfinite() for name in expected), vitals
@@ -102,7 +129,14 @@ def everything() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("one", everything()[::23], ids="-".join)
 def test_some_combinations_train(one: tuple[str, ...]) -> None:
-    step(*one)
+    train(one, compose(one))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one", everything()[::23], ids="-".join)
+def test_choices_do_not_change_each_other(one: tuple[str, ...]) -> None:
+    """What the next test rests on."""
+    assert assemble(one) == compose(one)
 
 
 @pytest.fixture
@@ -119,7 +153,7 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_combinations_train(discriminator: str, precision: str) -> None:
     for one in everything():
         if one[1] == discriminator and one[3] == precision:
-            step(*one)
+            train(one, assemble(one), limit_val_batches=0)
 
 
 def test_the_combinations_are_of_everything_there_is() -> None:

@@ -69,17 +69,23 @@ def cut(p: Tensor, settings: dict[str, Any]) -> Tensor:
 
 @torch.no_grad()
 def distributions(
-    model: GPT, codes: Tensor, settings: dict[str, Any], label: int | None = None
+    model: GPT,
+    codes: Tensor,
+    settings: dict[str, Any],
+    label: int | None = None,
+    at: slice = slice(None),
 ) -> Tensor:
-    """p(code at t | codes before, label) (B, L, K) float64 as the sampler's settings change it, of grids (B, L) at once."""
+    """p(code at t | codes before, label) (B, L, K) float64 as the sampler's settings change it, of grids (B, L) at once; of the
+    positions `at` alone."""
     labels = None if label is None else torch.full((len(codes),), label)
     logits = model(codes, labels).double()
     if (guidance := settings.get("guidance", 1.0)) != 1:
         free = model(codes, torch.full((len(codes),), -1)).double()
         drawn = torch.arange(model.L)[:, None] / model.L
         logits = free + (1 + (guidance - 1) * drawn ** settings["guidance_power"]) * (logits - free)
-    rows = logits.softmax(-1).flatten(0, 1)
-    return torch.stack([cut(p, settings) for p in rows]).view_as(logits)
+    chosen = logits[:, at]
+    rows = chosen.softmax(-1).flatten(0, 1)
+    return torch.stack([cut(p, settings) for p in rows]).view_as(chosen)
 
 
 def draw_times(stream: np.random.Generator, L: int, K: int) -> np.ndarray:
@@ -102,7 +108,7 @@ def draw_by_definition(
     codes = known.clamp(min=0)
     for t in range(model.L):
         if known[t] < 0:
-            p = distributions(model, codes[None], settings, label)[0, t]
+            p = distributions(model, codes[None], settings, label, slice(t, t + 1))[0, 0]
             codes[t] = (torch.from_numpy(times[t]) / p).argmin()
     return codes
 

@@ -134,7 +134,8 @@ def test_onnxruntime_computes_the_prior_and_a_change_is_noticed(
     with torch.no_grad():
         for p in trained.model.head.parameters():
             p += 0.01
-    for exporter in (ONNXPrior(), PT2Prior()):
+    one_of_each_kind = name in ("gpt", "maskgit", "pixelcnn")
+    for exporter in (ONNXPrior(), PT2Prior()) if one_of_each_kind else (ONNXPrior(),):
         with pytest.raises(InputError, match=f"format={exporter.name} was written and read back"):
             exporter.verify(trained, tmp_path)
 

@@ -112,10 +112,10 @@ def test_every_later_stage_takes_an_import_as_any_other_run(
 ) -> None:
     assert command(*IMPORT, f"from={PUBLIC / name}") == 0
     ckpt = "ckpt=runs/import/public"
-    assert command("stage=evaluate", ckpt, *QUICK, "lpips=null", "inception=false") == 0
+    assert command("stage=evaluate", ckpt, *QUICK, "proxy=0", "lpips=null", "inception=false") == 0
     assert command("stage=extract", ckpt, "accelerator=cpu", "export=npz") == 0
     assert np.load("runs/extract/shapes/codes-val.npz")["indices"].shape[-2:] == (8, 8)
-    assert command("stage=prior", ckpt, *TINY_PRIOR) == 0
+    assert command("stage=prior", ckpt, *TINY_PRIOR, "trainer.val_every=6") == 0
     assert command("stage=prior", "resume=runs/prior/shapes", "trainer.max_steps=7") == 0
     sample = ["stage=sample", "ckpt=runs/prior/shapes", "accelerator=cpu", "n=2"]
     assert command(*sample, "sampler.grid=10x12", "save=[npz]") == 0

@@ -2,7 +2,7 @@
 
 import re
 from copy import deepcopy
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import yaml
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.utils.checkpoint import checkpoint
 
 from codegrid.engine.errors import InputError
 from tests.helpers.configs import ROOT, compose_config
-from tests.helpers.exports import needs_onnx, write_format
+from tests.helpers.exports import GRAPHS, share_programs, write_format
 from tests.helpers.pages import load_example
 from vqgan.export.base import Exporter, make_examples
-from vqgan.export.onnx import ONNXExporter
-from vqgan.export.pt2 import PT2Exporter
+from vqgan.export.graphs import export_graphs
 from vqgan.networks.base import ImageDecoder, ImageEncoder
 from vqgan.networks.decoder import Decoder
 from vqgan.networks.encoder import Encoder
@@ -75,14 +75,18 @@ def read_group(name: str) -> dict[str, Any]:
     return {"grid": 4, **{side: {**kinds[side], **SHARED, **own} for side in sides}}
 
 
-def read_settings(variant: str, size: Any, channels: int) -> dict[str, Any]:
-    """The `model` group of a small variant for images of this size, each code of 4x4 pixels; of sequences, 5 codes."""
+def read_settings(
+    variant: str, size: Any, channels: int, f: int = 4, more: str = ""
+) -> dict[str, Any]:
+    """The `model` group of a small variant for images of this size, each code of f x f pixels; of sequences, 5 codes. `more` are
+    further settings."""
     pair = (size, size) if isinstance(size, int) else size
-    grid = [1, 5] if "sequence" in variant else [side // 4 for side in pair]
+    grid = [1, 5] if "sequence" in variant else [side // f for side in pair]
     data = {"image_size": list(pair), "channels": channels}
     model = deepcopy(read_group(variant.split()[0]))
     config = OmegaConf.create({"data": data, "model": model, "quantizer": {"dim": DIM}})
-    words = [word for word in variant.split()[1:] if "=" in word] + VARIANTS[variant].split()
+    words = [word for word in variant.split()[1:] if "=" in word]
+    words += VARIANTS[variant].split() + more.split()
     for key, value in (word.split("=") for word in words):
         OmegaConf.update(config, key, yaml.safe_load(value), merge=False, force_add=True)
     config.model.grid = grid
@@ -90,10 +94,10 @@ def read_settings(variant: str, size: Any, channels: int) -> dict[str, Any]:
     return dict(settings)
 
 
-def build(variant: str, size: Any = 16, channels: int = 3) -> Pair:
+def build(variant: str, size: Any = 16, channels: int = 3, f: int = 4, more: str = "") -> Pair:
     """Encoder and decoder; what starts at zero is filled, so that it hides nothing."""
     torch.manual_seed(0)
-    settings = read_settings(variant, size, channels)
+    settings = read_settings(variant, size, channels, f, more)
     networks: Pair = instantiate(settings["encoder"]), instantiate(settings["decoder"])
     for network in networks:
         fill_zeros(network)
@@ -117,12 +121,14 @@ def make_features(pair: Pair, n: int = 2) -> Tensor:
     return torch.randn(n, decoder.in_channels, *encoder.grid, generator=generator)
 
 
-def build_tokenizer_of(variant: str, quantizer: str = "none") -> Tokenizer:
+def build_tokenizer_of(
+    variant: str, quantizer: str = "none", f: int = 4, more: str = ""
+) -> Tokenizer:
     settings = compose_config("stage=vqgan", f"quantizer={quantizer}").quantizer
     settings.dim = DIM
     if "K" in settings:
         settings.K = 16
-    encoder, decoder = build(variant)
+    encoder, decoder = build(variant, f=f, more=more)
     return Tokenizer(encoder, instantiate(settings), decoder, "random")
 
 
@@ -302,8 +308,29 @@ class TestContract:
         assert losses[-1] < 0.85 * losses[0], losses
 
 
+FEW_LAYERS = {  # kind -> f and settings
+    "movqgan_f8": (2, "model.mults=[1,1] model.attention=[8]"),
+    "vit": (4, "model.depth=1"),
+    "titok": (4, "model.encoder.depth=1 model.decoder.depth=1"),
+}
+
+
+@lru_cache(maxsize=1)
+def trace(variant: str) -> tuple[Tokenizer, dict[str, ExportedProgram]]:
+    """A tokenizer with few layers, whose number is what takes the time, and its programs, traced once for both formats."""
+    kind = variant.split()[0].split(".")[0]
+    f, more = FEW_LAYERS.get(kind, (4, ""))
+    tokenizer = build_tokenizer_of(variant, "vq", f, more).eval()
+    tokenizer.quantizer.initialise(torch.randn(600, DIM))
+    with torch.no_grad():
+        size = tokenizer.decode(tokenizer.encode(make_images(16, 16)).z_q).std()
+        for parameter in tokenizer.decoder.last.parameters():
+            parameter /= 2 * size  # pixels about as large as those of pictures
+    return tokenizer, export_graphs(tokenizer)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("exporter", [PT2Exporter, pytest.param(ONNXExporter, marks=needs_onnx)])
+@pytest.mark.parametrize("exporter", GRAPHS)
 @pytest.mark.parametrize(
     "variant",
     [
@@ -313,14 +340,12 @@ class TestContract:
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_exports_are_the_tokenizer(variant: str, exporter: type[Exporter], tmp_path: Path) -> None:
+def test_exports_are_the_tokenizer(
+    variant: str, exporter: type[Exporter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """tests/vqgan/export has conv and pyramid."""
-    tokenizer = build_tokenizer_of(variant, "vq").eval()
-    tokenizer.quantizer.initialise(torch.randn(600, DIM))
-    with torch.no_grad():
-        size = tokenizer.decode(tokenizer.encode(make_images(16, 16)).z_q).std()
-        for parameter in tokenizer.decoder.last.parameters():
-            parameter /= 2 * size  # pixels about as large as those of pictures
+    tokenizer, programs = trace(variant)
+    share_programs(programs, monkeypatch)
     folder = write_format(exporter(), tokenizer, tmp_path)
     examples = make_examples(tokenizer)
     assert len(examples) == 1 + bool(tokenizer.encoder.sized_settings)
