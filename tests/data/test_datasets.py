@@ -24,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
-import datasets as huggingface
 import numpy as np
 import pytest
 import torch
@@ -251,6 +250,8 @@ def encoded(labels: list[int], seed: int) -> list[bytes]:
 
 
 def hf(root: Path, patch: pytest.MonkeyPatch) -> Build:
+    import datasets as huggingface  # takes a second
+
     patch.setattr(huggingface.config, "HF_DATASETS_CACHE", root / "prepared")
     huggingface.disable_progress_bars()
     kinds = huggingface.Features(

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import wandb
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -408,6 +407,8 @@ class Account:
     def init(self, **arguments: Any) -> Any:
         self.calls.append(arguments)
         if len(self.calls) <= self.failures:
+            import wandb
+
             raise wandb.errors.CommError("no network")
         return SimpleNamespace(define_metric=lambda *_, **__: None, id=arguments["id"])
 
