@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,22 @@ def test_a_folder_that_grew_is_mentioned_by_every_later_stage(tmp_path: Path) ->
         assert "added" in done.stderr, words
 
 
-def unshared(folder: Path, prepare: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command in a mount namespace of its own, after the shell commands `prepare`."""
-    script = f'{prepare}\nexec "$@"'
-    line = ["unshare", "-rm", "sh", "-ec", script, "sh", sys.executable, str(ROOT / "train.py")]
+# Runs several commands in one process, which imports the program once. Arguments are lists of words in JSON.
+COMMANDS = """
+import json, sys, train
+for line in sys.argv[1:]:
+    sys.argv = ["train.py", *json.loads(line)]
+    train.main()
+"""
+
+
+def unshared(folder: Path, prepare: str, *lines: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Commands, up to the first that fails, in a mount namespace of their own, after the shell commands `prepare`."""
+    line = ["unshare", "-rm", "sh", "-ec", f'{prepare}\nexec "$@"', "sh", sys.executable]
+    alone = [str(ROOT / "train.py"), *lines[0]]
     return subprocess.run(
-        [*line, *words], cwd=folder, env=clean_environment(), capture_output=True, text=True,
-        timeout=240, check=False,
+        [*line, *(alone if len(lines) == 1 else ["-c", COMMANDS, *map(json.dumps, lines)])], cwd=folder,
+        env=clean_environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 
@@ -146,15 +156,15 @@ def test_data_and_finished_runs_may_be_read_only_with_the_cache_elsewhere(tmp_pa
     read_only = "for f in data runs; do test ! -d $f || { mount --bind $f $f; mount -o remount,bind,ro $f; }; done"
     elsewhere = [f"cache_dir={tmp_path / 'cache'}"]
     where = [*elsewhere, f"run_dir={tmp_path / 'tokenizer'}"]
-    done = unshared(home, read_only, *FOLDER, "data.root=data", *where)
+    done = unshared(home, read_only, [*FOLDER, "data.root=data", *where])
     assert done.returncode == 0, done.stderr
     shutil.copytree(tmp_path / "tokenizer", home / "runs")
-    for words in (
-        ["stage=prior", *TINY_PRIOR, f"run_dir={tmp_path / 'prior'}"],
-        ["stage=evaluate", *QUICK, f"run_dir={tmp_path / 'judged'}"],
-    ):
-        done = unshared(home, read_only, *words, "ckpt=runs", *elsewhere)
-        assert done.returncode == 0, done.stderr
+    prior = ["stage=prior", *TINY_PRIOR, f"run_dir={tmp_path / 'prior'}"]
+    evaluate = ["stage=evaluate", *QUICK, f"run_dir={tmp_path / 'judged'}"]
+    lines = [[*words, "ckpt=runs", *elsewhere] for words in (prior, evaluate)]
+    done = unshared(home, read_only, *lines)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / name / "metrics.json").is_file() for name in ("prior", "judged"))
     assert sorted(path.name for path in home.iterdir()) == ["data", "runs"]
 
 
@@ -164,7 +174,7 @@ def test_a_bare_container_without_git_and_with_little_shared_memory_trains(tmp_p
     bare = "mount -t tmpfs -o size=64m tmpfs /dev/shm\nexport PATH=/nowhere"
     words = ["data.root=photos", "data.cache=none", "data.num_workers=2", "data.batch_size=128"]
     larger = ["data.image_size=256", "model.grid=16", "trainer.max_steps=1", "trainer.val_every=1"]
-    done = unshared(tmp_path, bare, *FOLDER, *words, *larger, "run_dir=run")
+    done = unshared(tmp_path, bare, [*FOLDER, *words, *larger, "run_dir=run"])
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "run/record.jsonl").read_text().splitlines()[0])
     assert record["git"] is None

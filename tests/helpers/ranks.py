@@ -47,10 +47,10 @@ def run_both_ranks(
     finally:
         for process in context.processes:
             process.kill()
-    return read_results(folder)
+    return read_rank_results(folder)
 
 
-def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_rank_results(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What run_both_ranks returned when it ran in this folder."""
     one, two = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     return one, two

@@ -27,7 +27,7 @@ from prior.decoding.generate import sample
 from prior.decoding.sampling import Sampler
 from prior.module import PriorModule
 from tests.helpers.priors import PRIORS, UNLABELLED, make_prior
-from tests.helpers.ranks import read_results, run_both_ranks
+from tests.helpers.ranks import read_rank_results, run_both_ranks
 from tests.helpers.shared import share_folder
 from tests.helpers.stage2 import ABOUT, NATS, lightning_warnings, make_code_data, make_trainer
 
@@ -151,7 +151,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> "Ranks":
     folder = share_folder(
         tmp_path_factory, "sharded priors", partial(run_both_ranks, train_every_prior)
     )
-    return folder, read_results(folder)
+    return folder, read_rank_results(folder)
 
 
 Ranks = tuple[Path, tuple[dict[str, Any], dict[str, Any]]]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    make_sweep(folder / "sweep", grids=[4, 8], Ks=[64, 256, 1024], dims=[64, 256], seeds=2)
+    make_sweep(folder / "sweep", grids=[4, 8], Ks=[64, 256, 1024], dims=[64], seeds=2)
     with report_style():
         text = render_page(
             Story(find_runs([str(folder / "sweep")])), "sweep", datetime(2026, 11, 26)
