@@ -33,8 +33,6 @@ def compose_small(*words: str) -> dict[str, Any]:
     """The config of a small tokenizer."""
     lattice = {"quantizer=fsq", "quantizer=lfq", "quantizer=bsq"} & set(words)
     small = [word for word in SMALL if not (lattice and word.startswith("quantizer.dim"))]
-    if not any(word.startswith("model=") for word in words):
-        small.append("model.decoder.depth=1")
     return compose_plain(*small, *words)
 
 
