@@ -182,13 +182,15 @@ def _reserve_rank() -> None:
 
     It returns in both: in the second when it is to run the command.
     """
-    from lightning.pytorch.strategies.launchers import subprocess_script
+    from lightning.fabric.strategies.launchers import subprocess_script as of_fabric
+    from lightning.pytorch.strategies.launchers import subprocess_script as of_trainer
 
     reading, writing = os.pipe()
     if child := os.fork():
         os.close(reading)
         rank = ForkedRank(child, os.fdopen(writing, "w"))
-        subprocess_script.subprocess = SimpleNamespace(Popen=rank.start)  # type: ignore[assignment]
+        for launcher in (of_fabric, of_trainer):  # whichever comes first launches
+            launcher.subprocess = SimpleNamespace(Popen=rank.start)  # type: ignore[assignment]
         return
     os.close(writing)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
