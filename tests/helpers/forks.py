@@ -46,14 +46,21 @@ class ForkServer:
         atexit.register(self.close)
 
     def close(self) -> None:
-        """End the server, which its closed input asks for, and a run that a failed test has left."""
-        if self.running is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.running, signal.SIGKILL)
+        """End the server, which its closed input asks for."""
+        self.end_run()
         with self._process:
             pass
 
+    def end_run(self) -> None:
+        """Kill a run that a failed test has left."""
+        if self.running is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.running, signal.SIGKILL)
+            self.answer(60)
+            self.running = None
+
     def request(self, described: Mapping[str, Any]) -> None:
+        self.end_run()
         assert self._process.stdin
         self._process.stdin.write(json.dumps(described) + "\n")
 
@@ -175,13 +182,15 @@ def _reserve_rank() -> None:
 
     It returns in both: in the second when it is to run the command.
     """
-    from lightning.pytorch.strategies.launchers import subprocess_script
+    from lightning.fabric.strategies.launchers import subprocess_script as of_fabric
+    from lightning.pytorch.strategies.launchers import subprocess_script as of_trainer
 
     reading, writing = os.pipe()
     if child := os.fork():
         os.close(reading)
         rank = ForkedRank(child, os.fdopen(writing, "w"))
-        subprocess_script.subprocess = SimpleNamespace(Popen=rank.start)  # type: ignore[assignment]
+        for launcher in (of_fabric, of_trainer):  # whichever comes first launches
+            launcher.subprocess = SimpleNamespace(Popen=rank.start)  # type: ignore[assignment]
         return
     os.close(writing)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -227,7 +236,7 @@ def _prepare() -> None:
     gc.freeze()  # forks would copy what the collector touches
 
 
-def _end_with(run: Callable[[], object]) -> NoReturn:
+def end_with(run: Callable[[], object]) -> NoReturn:
     """Run this and end the process as Python does, but without freeing all modules, which takes longer than a tiny run."""
     code = 0
     try:
@@ -272,5 +281,5 @@ if __name__ == "__main__":
             print(child, flush=True)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         else:
-            _end_with(partial(_run_here, json.loads(line)))
+            end_with(partial(_run_here, json.loads(line)))
     os._exit(0)
