@@ -368,14 +368,19 @@ def test_the_table_leaves_out_a_change_relative_to_0() -> None:
     assert lines[6] == "| ms_per_step | - | - | - |"
 
 
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a benchmark are forks, which need no imports."""
+    monkeypatch.setattr(
+        "benchmarks.adversarial.subprocess.run", lambda line, **_: launch(*line[2:], folder=ROOT)
+    )
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_the_adversarial_benchmark_ends_with_one_line_per_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "benchmarks.adversarial.subprocess.run",
-        lambda line, **_: launch(*line[2:], folder=ROOT),  # a fork needs no imports
-    )
     monkeypatch.setenv(
         "https_proxy", "http://127.0.0.1:9"
     )  # so that LPIPS's weights aren't downloaded
@@ -524,16 +529,13 @@ def test_fine_tuned_runs_are_compared_with_the_run_from_scratch_of_their_seed() 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_the_fine_tuning_benchmark_ends_with_a_table_and_continues_where_it_broke_off(
     class_folders: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(
-        "benchmarks.adversarial.subprocess.run",
-        lambda line, **_: launch(*line[2:], folder=ROOT),  # a fork needs no imports
-    )
     small = ["data.image_size=16", "data.n_val=8", "trainer.accelerator=cpu", "quantizer.K=16"]
     small += ["model.grid=4", "model.z_channels=8", "quantizer.dim=8"]
     flags = ["--minutes=0.01", "--seeds", "1", "--classifier-steps=2", "--lora=2"]
@@ -606,13 +608,10 @@ def test_the_optimizers_benchmark_refuses_what_it_does_not_know(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_the_optimizers_benchmark_compares_tokenizers_and_their_priors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        "benchmarks.adversarial.subprocess.run",
-        lambda line, **_: launch(*line[2:], folder=ROOT),  # a fork needs no imports
-    )
     skipped = ("trainer.max_steps", "trainer.val_every", "logger")
     small = [word for word in TINY if not word.startswith(skipped)]
     small += ["loss=vqvae", f"cache_dir={tmp_path / 'cache'}"]
@@ -815,10 +814,10 @@ def test_ratios_of_fitting_are_to_the_run_of_the_same_seed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_the_benchmark_of_fitting_prints_a_row_for_each_run_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(ROOT)
     small = [
         "data.image_size=16",
         "data.n_train=64",

@@ -14,8 +14,10 @@ from tests.helpers.commands import (
     TINY_GAN,
     TINY_PRIOR,
     Command,
+    launch,
     lightning_warnings,
     read_mistake,
+    read_report,
 )
 from tests.helpers.configs import ROOT
 
@@ -26,8 +28,8 @@ QUIET = {
     "MALLOC_TRIM_THRESHOLD_": "262144",
 }  # freed memory is returned at once
 STEPS = [
-    "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=4", "logger=csv", "callbacks.doctor=null",
-    "data.n_train=64", "data.n_val=8",
+    "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=2", "logger=csv", "callbacks.doctor=null",
+    "data.n_train=64", "data.n_val=8", "quantizer.K=16",
 ]  # fmt: skip
 
 
@@ -121,34 +123,33 @@ def test_a_dry_run_with_trained_models_finds_the_mistakes_of_a_run(
         assert list_files(tmp_path) == before, words
 
 
-def run_apart(*words: str) -> dict[str, float]:
-    """The last line of a Python command in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | QUIET,
-    )
-    figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["stage=vqgan", "loss=vqvae", "data.batch_size=64", "model.width=128"],
-        ["stage=vqgan", "data.batch_size=64", "loss.gate.start=0.5", "loss.gate.warmup=0.25", "loss.gate.ramp=0.0"],
-        ["stage=vqgan", "loss=vqvae", "model=pyramid", "data.batch_size=8", "data.image_size=128", "model.grid=8"],
+MEASURED = {
+    "conv": ["stage=vqgan", "loss=vqvae", "data.batch_size=64", "model.width=128"],
+    "gan": [
+        "stage=vqgan", "data.batch_size=64", "loss.gate.start=0.5", "loss.gate.warmup=0.25", "loss.gate.ramp=0.0",
+        "trainer.max_steps=4",
     ],
-    ids=["conv", "gan", "pyramid"],
-)  # fmt: skip
-def test_memory_is_forecast_within_a_tenth(words: list[str], tmp_path: Path) -> None:
-    """Measured as the peak of a process that trains, beyond what its imports take."""
-    cache = f"cache_dir={tmp_path}/cache"
-    forecast = run_apart("train.py", *words, *STEPS, cache, "dry_run=true")["memory_gib"]
-    measured = run_apart(
-        "-m", "tests.helpers.peak_memory", *words, *STEPS, cache, f"run_dir={tmp_path}/run"
+    "pyramid": ["stage=vqgan", "loss=vqvae", "model=pyramid", "data.batch_size=8", "data.image_size=128", "model.grid=8"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """The GiB at the peak of processes that train, beyond what their imports take."""
+    folder = tmp_path_factory.mktemp("measured")
+    line = [sys.executable, "-m", "tests.helpers.peak_memory"]
+    for name, words in MEASURED.items():
+        line += [*STEPS, *words, f"cache_dir={folder}/cache", f"run_dir={folder}/{name}", "--"]
+    done = subprocess.run(
+        line, cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ | QUIET
     )
-    assert forecast == pytest.approx(measured["gib"], rel=0.1)
+    lines = [text for text in done.stdout.splitlines() if text.startswith('{"gib": ')]
+    return dict(zip(MEASURED, (json.loads(text)["gib"] for text in lines), strict=True))
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_memory_is_forecast_within_a_tenth(
+    name: str, measured: dict[str, float], tmp_path: Path
+) -> None:
+    forecast = read_report(launch(*STEPS, *MEASURED[name], "dry_run=true", folder=tmp_path))
+    assert forecast["memory_gib"] == pytest.approx(measured[name], rel=0.1)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.helpers.commands import TINY, TINY_PRIOR, clean_environment
 from tests.helpers.configs import ROOT
+from tests.helpers.forks import ForkedRun
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 
@@ -73,11 +74,38 @@ def shrink(notebook: Any, settings: dict[str, Any]) -> None:
         cell.source += f"\n{name} = {value!r}"
 
 
+KERNEL = """
+import sys
+import matplotlib
+from ipykernel.kernelapp import launch_new_instance
+
+sys.path.insert(0, "")
+matplotlib.use("module://matplotlib_inline.backend_inline")
+launch_new_instance()
+"""
+
+
+@pytest.fixture
+def forked_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of Jupyter are forks of a process that has the imports."""
+    pytest.importorskip("ipykernel")
+    program = tmp_path / "kernel.py"
+    program.write_text(KERNEL)
+
+    def launch(command: list[str], env: dict[str, str], cwd: str, **_: Any) -> ForkedRun:
+        words = command[command.index("-f") :]
+        environment = {name: value for name, value in env.items() if name != "JPY_PARENT_PID"}
+        return ForkedRun(tuple(words), Path(cwd), environment, tmp_path, program)
+
+    provisioner = pytest.importorskip("jupyter_client.provisioning.local_provisioner")
+    monkeypatch.setattr(provisioner, "launch_kernel", launch)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_kernels")
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_an_example_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
     command = tmp_path / "bin" / "codegrid"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/train.py "$@"\n')
@@ -116,12 +144,12 @@ def run_cell(client: Any, code: str, interrupt: Callable[[], None] | None = None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_kernels")
 def test_interrupting_the_kernel_saves_the_run_and_the_next_cell_resumes_it(tmp_path: Path) -> None:
     manager = pytest.importorskip("jupyter_client.manager")
-    pytest.importorskip("ipykernel")
     environment = clean_environment(PYTHONPATH=str(ROOT), IPYTHONDIR=str(tmp_path / "ipython"))
     kernel, client = manager.start_new_kernel(cwd=str(tmp_path), env=environment)
-    words = ["stage=vqgan", "loss=vqvae", *TINY, "trainer.max_steps=300", "trainer.val_every=300"]
+    words = ["stage=vqgan", "loss=vqvae", *TINY, "trainer.max_steps=200", "trainer.val_every=200"]
     try:
         run_cell(client, "from vqgan import train")
         *printed, error = run_cell(client, f"train(*{words})", kernel.interrupt_kernel)
@@ -138,4 +166,4 @@ def test_interrupting_the_kernel_saves_the_run_and_the_next_cell_resumes_it(tmp_
     )
     assert "\r" in bar, "the bar is drawn in place"
     [steps] = [content["data"]["text/plain"] for content in resumed if "data" in content]
-    assert steps == "300"
+    assert steps == "200"

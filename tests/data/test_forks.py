@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 from codegrid.data import forks
 from codegrid.data.forks import map_in_forks
-from tests.helpers.configs import ROOT
+from tests.helpers.commands import start
 
 
 def describe(n: int) -> tuple[int, int]:
@@ -91,7 +89,7 @@ def test_threads_work_where_no_system_has_forks(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow  # imports the program
-def test_forks_end_with_a_program_that_is_killed() -> None:
+def test_forks_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     """They would wait for ever to send what nobody reads."""
     code = """
         import os, sys, time
@@ -100,14 +98,15 @@ def test_forks_end_with_a_program_that_is_killed() -> None:
         print(next(results)[0], next(results)[0], flush=True)
         time.sleep(60)
     """
-    program = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    assert program.stdout is not None
-    workers = [int(pid) for pid in program.stdout.readline().split()]
+    file = tmp_path / "program.py"
+    file.write_text(textwrap.dedent(code))
+    program = start(folder=tmp_path, program=file)
+    while not program.output.read_text().endswith("\n"):
+        assert program.poll(0.05) is None, program.log
+    workers = [int(pid) for pid in program.output.read_text().split()]
     assert len(workers) == 2
     program.kill()
-    program.communicate()
+    program.wait()
     end = time.monotonic() + 20
     while any(is_alive(pid) for pid in workers) and time.monotonic() < end:
         time.sleep(0.05)

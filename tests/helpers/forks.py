@@ -190,7 +190,7 @@ def _reserve_rank() -> None:
         os.close(reading)
         rank = ForkedRank(child, os.fdopen(writing, "w"))
         for launcher in (of_fabric, of_trainer):  # whichever comes first launches
-            launcher.subprocess = SimpleNamespace(Popen=rank.start)  # type: ignore[assignment]
+            vars(launcher)["subprocess"] = SimpleNamespace(Popen=rank.start)
         return
     os.close(writing)
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)

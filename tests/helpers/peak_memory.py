@@ -1,17 +1,22 @@
-"""The memory that a command of a training stage takes beyond the imports, as one line of JSON.
+"""The memory that commands of a training stage take beyond the imports, as a line of JSON each.
 
-python -m tests.helpers.peak_memory stage=vqgan loss=vqvae data.batch_size=64
+python -m tests.helpers.peak_memory stage=vqgan loss=vqvae data.batch_size=64 -- stage=vqgan data.batch_size=8
+
+Each command, as `--` divides them, runs in a fork of a process that has the imports.
 
 Anonymous memory alone: pages of files, such as a cache of images, can leave at any time. glibc keeps freed memory for itself unless
 MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ are set.
 """
 
+import itertools
 import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
 
+import torch
 from hydra.utils import get_method
 
 from tests.helpers.configs import compose_config
@@ -39,13 +44,29 @@ class Peak(threading.Thread):
             time.sleep(EVERY)
 
 
-def main() -> None:
-    config = compose_config(*sys.argv[1:])
-    stage = get_method(config.run)  # which imports the program
+def measure(words: list[str]) -> None:
+    """Run a command and print how much more memory this process had at most."""
+    torch.set_num_threads(1)  # a fork must not use its parent's thread pool
+    config = compose_config(*words)
+    stage = get_method(config.run)
     peak = Peak()
     peak.start()
     stage(config)
-    print(json.dumps({"gib": (peak.most - peak.before) / 2**30}))
+    print(json.dumps({"gib": (peak.most - peak.before) / 2**30}), flush=True)
+
+
+def main() -> None:
+    get_method(compose_config("stage=vqgan").run)  # which imports the program
+    for is_end, group in itertools.groupby(sys.argv[1:], lambda word: word == "--"):
+        words = [*group]
+        if is_end:
+            continue
+        if (child := os.fork()) == 0:
+            measure(words)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status:
+            sys.exit(f"{words} ended with {os.waitstatus_to_exitcode(status)}")
 
 
 if __name__ == "__main__":
