@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tests.helpers.quick_hydra import shorten_composition
+from tests.helpers.time_limit import count_left_out, skip_if_late
 
 gc.disable()  # until all tests are collected
 atexit.register(gc.unfreeze)  # triton's library would report leaks
@@ -39,6 +40,17 @@ def pytest_collection() -> Generator[None, object, object]:
     gc.freeze()
     gc.enable()
     return result
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    skip_if_late(item)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if n := count_left_out(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(
+            f"{n} slow tests were left out: this machine had no time for them"
+        )
 
 
 @pytest.fixture(autouse=True, scope="session")
