@@ -4,7 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +169,20 @@ def test_data_and_finished_runs_may_be_read_only_with_the_cache_elsewhere(tmp_pa
     assert sorted(path.name for path in home.iterdir()) == ["data", "runs"]
 
 
+@pytest.fixture
+def disk_path() -> Iterator[Path]:
+    """A folder that is not below /dev/shm, where the tests may have theirs."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
 @needs_namespaces
-def test_a_bare_container_without_git_and_with_little_shared_memory_trains(tmp_path: Path) -> None:
-    make_photos(tmp_path / "photos", 300)
+def test_a_bare_container_without_git_and_with_little_shared_memory_trains(disk_path: Path) -> None:
+    make_photos(disk_path / "photos", 300)
     bare = "mount -t tmpfs -o size=64m tmpfs /dev/shm\nexport PATH=/nowhere"
     words = ["data.root=photos", "data.cache=none", "data.num_workers=2", "data.batch_size=128"]
     larger = ["data.image_size=256", "model.grid=16", "trainer.max_steps=1", "trainer.val_every=1"]
-    done = unshared(tmp_path, bare, [*FOLDER, *words, *larger, "run_dir=run"])
+    done = unshared(disk_path, bare, [*FOLDER, *words, *larger, "run_dir=run"])
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "run/record.jsonl").read_text().splitlines()[0])
+    record = json.loads((disk_path / "run/record.jsonl").read_text().splitlines()[0])
     assert record["git"] is None

@@ -53,7 +53,12 @@ class Alarms(Callback):
             module.check()
 
     def look(self, trainer: L.Trainer, module: ClockedModule, signs: Iterable[Sign]) -> None:
-        """Count each sign of trouble, and report those that persist."""
+        """Count each sign of trouble, and report those that persist.
+
+        A run that was killed after its last update validates again when it is resumed: that is the same look.
+        """
+        if module.step == self._last_look:
+            return
         current = {sign.name: sign for sign in signs}
         for name in self._signs.keys() - current.keys():
             del self._signs[name]

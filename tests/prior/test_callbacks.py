@@ -4,6 +4,7 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from PIL import Image
 
 from codegrid.data.pixels import PixelRules
 from codegrid.data.tokens import CodeDataModule
+from codegrid.engine.callbacks.alarms import Sign
 from codegrid.engine.callbacks.checkpointing import BestCheckpoint, Checkpoints
 from codegrid.engine.callbacks.ema import WeightAverage
 from codegrid.engine.checkpoint import AVERAGE, read_checkpoint, substate
@@ -349,3 +351,11 @@ def test_samples_of_bands_and_rectangles_are_pictures_of_the_shown_channels(tmp_
     assert sheet.shape == (2 * 14 - 2, 4 * 26 - 2, 3)
     assert (sheet[:12, :24] == [0, 255, 0]).all()
     assert (sheet[12:14] == 255).all()
+
+
+def test_a_validation_that_a_resumed_run_repeats_is_no_new_sign_of_trouble() -> None:
+    doctor, trainer, sign = make(PriorDoctor), Any, Sign("blind", "it learns nothing", "more steps")
+    for step in (5, 10, 10):
+        module: Any = SimpleNamespace(step=step)
+        doctor.look(trainer, module, [sign])  # type: ignore[arg-type]
+    assert doctor.state_dict()["signs"] == {"blind": (0, 2)}
