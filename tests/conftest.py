@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def shortened() -> Iterator[None]:
-    """Hydra composes in a third of the time; commands in processes of their own have it as it is."""
+    """Hydra composes in a third of the time; commands in fresh processes have it as it is."""
     with pytest.MonkeyPatch.context() as patch:
         shorten_composition(patch)
         yield

@@ -46,7 +46,7 @@ BRIEF = [
 
 @pytest.fixture
 def tokenizer_run(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What `stage=vqgan` with the words TINY leaves in the empty folder of this test."""
+    """What `stage=vqgan loss=vqvae` with the words TINY leaves in the empty folder of this test."""
     shutil.copytree(
         share_tiny_runs(tmp_path_factory),
         tmp_path,

@@ -246,9 +246,8 @@ def inside(
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared / "compiled"))
-    monkeypatch.setenv(
-        "TORCHINDUCTOR_COMPILE_THREADS", "1"
-    )  # processes of its own would import all
+    # Its own processes would import everything again.
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 
 @pytest.mark.slow

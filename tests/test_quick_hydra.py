@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import codegrid.engine.sweep  # noqa: F401  # registers the resolvers that sweeps need
 from tests.helpers import quick_hydra
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -274,9 +274,8 @@ if __name__ == "__main__":
     _prepare()
     for line in sys.stdin:
         if child := os.fork():
-            with contextlib.suppress(
-                OSError
-            ):  # it does the same, but whoever reads its id may ask for its group at once
+            # It does the same, but whoever reads its id may ask for its group at once.
+            with contextlib.suppress(OSError):
                 os.setpgid(child, child)
             print(child, flush=True)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

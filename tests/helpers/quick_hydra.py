@@ -1,6 +1,6 @@
 """Hydra with shortcuts, for tests that compose thousands of configs: the same configs in a third of the time.
 
-Commands that are processes of their own have Hydra as it is.
+Commands that tests start as fresh processes have Hydra as it is; forks (tests/helpers/forks.py) have the shortcuts too.
 """
 
 import copy
@@ -23,11 +23,22 @@ from omegaconf import DictConfig, OmegaConf, _utils
 load_config = ConfigRepository.load_config
 embed_result_config = ConfigLoaderImpl._embed_result_config
 create_interpolation_map = defaults_list._create_interpolation_map
-make_caching_repository = CachingConfigRepository.__init__
 get_mode = Hydra.get_mode
 load_sweep_config = ConfigLoaderImpl.load_sweep_config
-validate_batch = Sweeper.validate_batch_is_legal
 get_yaml_loader = _utils.get_yaml_loader
+ORIGINALS = [  # all that the shortcuts replace
+    (owner, name, vars(owner)[name])
+    for owner, name in (
+        (ConfigRepository, "load_config"),
+        (ConfigLoaderImpl, "_embed_result_config"),
+        (defaults_list, "_create_interpolation_map"),
+        (CachingConfigRepository, "__init__"),
+        (Hydra, "get_mode"),
+        (Sweeper, "validate_batch_is_legal"),
+        (ConfigLoaderImpl, "load_sweep_config"),
+        (_utils, "get_yaml_loader"),
+    )
+]
 
 
 def shorten_composition(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,14 +56,8 @@ def shorten_composition(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def restore_composition(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the patch is undone, Hydra is as it is installed."""
-    monkeypatch.setattr(ConfigRepository, "load_config", load_config)
-    monkeypatch.setattr(ConfigLoaderImpl, "_embed_result_config", staticmethod(embed_result_config))
-    monkeypatch.setattr(defaults_list, "_create_interpolation_map", create_interpolation_map)
-    monkeypatch.setattr(CachingConfigRepository, "__init__", make_caching_repository)
-    monkeypatch.setattr(Hydra, "get_mode", get_mode)
-    monkeypatch.setattr(Sweeper, "validate_batch_is_legal", validate_batch)
-    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", load_sweep_config)
-    monkeypatch.setattr(_utils, "get_yaml_loader", get_yaml_loader)
+    for owner, name, value in ORIGINALS:
+        monkeypatch.setattr(owner, name, value)
 
 
 class FileReader:
