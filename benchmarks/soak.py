@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -73,6 +74,33 @@ def list_shared_memory() -> set[str]:
     return {file.name for file in Path("/dev/shm").iterdir() if file.owner() == Path.home().owner()}
 
 
+def list_leaked_memory(before: set[str], seconds: float = 20) -> set[str]:
+    """The new shared-memory blocks that no running process has open after that many seconds.
+
+    Blocks of other programs (browsers make many) come and go meanwhile, so a block that a process has open is no leak.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        new = list_shared_memory() - before
+        leaked = new and new - list_open_shared_memory()
+        if not leaked or time.monotonic() >= deadline:
+            return leaked
+        time.sleep(0.2)
+
+
+def list_open_shared_memory() -> set[str]:
+    """The names of the shared-memory blocks that running processes have open or mapped."""
+    paths = list[str]()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            maps = (process / "maps").read_text().splitlines()
+            paths += [line.split(maxsplit=5)[-1] for line in maps]
+            for file in (process / "fd").iterdir():
+                with suppress(OSError):  # closed meanwhile
+                    paths.append(os.readlink(file))
+    return {Path(path).parts[3] for path in paths if path.startswith("/dev/shm/")}
+
+
 def list_survivors(pids: set[int], seconds: float = 20) -> set[int]:
     """The processes that are still running after that many seconds; returns at once when all have ended."""
     deadline = time.monotonic() + seconds
@@ -121,7 +149,7 @@ def soak(words: Sequence[str], folder: Path, steps: int, run: str) -> dict[str, 
         "growth": round(median(end) / median(warm) - 1, 4),
         "open_files": [median(open_files[:middle]), median(open_files[middle:])],
         "processes_left": len(list_survivors(children)),
-        "shared_memory_left": len(list_shared_memory() - shared_before),
+        "shared_memory_left": len(list_leaked_memory(shared_before)),
     }
 
 
@@ -137,7 +165,7 @@ def crash(words: Sequence[str], folder: Path, run: str) -> dict[str, Any]:
     return {
         "workers": len(children),
         "processes_left": len(list_survivors(children)),
-        "shared_memory_left": len(list_shared_memory() - shared_before),
+        "shared_memory_left": len(list_leaked_memory(shared_before)),
     }
 
 

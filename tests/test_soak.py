@@ -1,10 +1,27 @@
 """Long runs leak no memory, files or processes; `python -m benchmarks.soak` tests 2,000 steps."""
 
+from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import SMALL, SMALL_PRIOR, crash, soak
+from benchmarks.soak import SMALL, SMALL_PRIOR, crash, list_leaked_memory, list_shared_memory, soak
+
+
+@pytest.fixture
+def block() -> Iterator[SharedMemory]:
+    block = SharedMemory(create=True, size=4096)
+    yield block
+    block.close()
+    block.unlink()
+
+
+def test_only_shared_memory_that_no_process_has_open_is_leaked(block: SharedMemory) -> None:
+    before = list_shared_memory() - {block.name}
+    assert block.name not in list_leaked_memory(before)
+    block.close()
+    assert block.name in list_leaked_memory(before, seconds=0)
 
 
 @pytest.mark.slow
