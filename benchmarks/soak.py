@@ -71,13 +71,18 @@ def list_children(pid: int) -> set[int]:
 
 def list_shared_memory() -> set[str]:
     """The names of this user's shared-memory blocks."""
-    return {file.name for file in Path("/dev/shm").iterdir() if file.owner() == Path.home().owner()}
+    names = set[str]()
+    for file in Path("/dev/shm").iterdir():
+        with suppress(FileNotFoundError):  # it was temporary
+            if file.is_file() and file.stat().st_uid == os.getuid():
+                names.add(file.name)
+    return names
 
 
 def list_leaked_memory(before: set[str], seconds: float = 20) -> set[str]:
     """The new shared-memory blocks that no running process has open after that many seconds.
 
-    Blocks of other programs (browsers make many) come and go meanwhile, so a block that a process has open is no leak.
+    Blocks of other programs come and go meanwhile (a sweep by joblib has eight), so one that a process has open is no leak.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -149,7 +154,7 @@ def soak(words: Sequence[str], folder: Path, steps: int, run: str) -> dict[str, 
         "growth": round(median(end) / median(warm) - 1, 4),
         "open_files": [median(open_files[:middle]), median(open_files[middle:])],
         "processes_left": len(list_survivors(children)),
-        "shared_memory_left": len(list_leaked_memory(shared_before)),
+        "shared_memory_left": sorted(list_leaked_memory(shared_before)),
     }
 
 
@@ -165,7 +170,7 @@ def crash(words: Sequence[str], folder: Path, run: str) -> dict[str, Any]:
     return {
         "workers": len(children),
         "processes_left": len(list_survivors(children)),
-        "shared_memory_left": len(list_leaked_memory(shared_before)),
+        "shared_memory_left": sorted(list_leaked_memory(shared_before)),
     }
 
 
