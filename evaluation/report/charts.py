@@ -495,7 +495,7 @@ def draw_learning_curves(
 
 
 def read_group_curve(group: Group, series: str) -> Curve | None:
-    """A series of all runs of a group at the same steps, those that all of them cover; None if there are not two."""
+    """A series of all runs of a group at the same steps, those that all of them cover; None if there are no two validations."""
     curves = [np.array(read_curve(run.folder, series)) for run in group.runs]
     curves = [curve for curve in curves if len(curve) > 1]
     if not curves:
@@ -504,7 +504,9 @@ def read_group_curve(group: Group, series: str) -> Curve | None:
     last = min(curve[-1, 0] for curve in curves)
     steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
     steps = steps[(steps >= first) & (steps <= last)]
-    if len(steps) < 2:
+    if (
+        len(steps) < 2 or steps[-1] - steps[0] < 2
+    ):  # a validation after the last update is logged at the end once more
         return None
     if len(steps) > MAX_CURVE_STEPS:
         steps = steps[np.linspace(0, len(steps) - 1, MAX_CURVE_STEPS).round().astype(int)]

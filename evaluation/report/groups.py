@@ -29,6 +29,8 @@ KEY_SETTINGS = (
     "K",
 )  # as runs report them, since the config of some quantizers doesn't have them
 
+STARTING_SETTINGS = ("init", "codes", "condition")  # settings that may name another run
+
 TOKENIZERS = "tokenizer."  # the prefix of settings and scores that a prior has from its tokenizer
 
 
@@ -130,6 +132,33 @@ def format_choice(value: Any) -> str:
         return "none"
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text.rsplit(".", 1)[-1] if isinstance(value, str) else text
+
+
+def unify_starts(runs: Iterable[ReportedRun]) -> None:
+    """Give runs that start from runs of one configuration the same `init`, `codes` and `condition`: seeds of a chain of runs are
+    seeds, as they are of a single run. Starts that are not in the report stay what they are."""
+    in_order = sorted(runs, key=lambda run: run.time)  # a start comes before what starts from it
+    by_folder = {
+        folder: run
+        for run in in_order
+        for folder in (str(run.folder.absolute()), run.metrics.get("run"))
+    }
+    first: dict[str, ReportedRun] = {}
+    several = set[str]()
+    named = list[tuple[ReportedRun, str]]()
+    for run in in_order:
+        for key in STARTING_SETTINGS:
+            start = by_folder.get(str(run.config.get(key)))
+            if start is None or start is run:
+                continue
+            known = first.setdefault(repr(flatten_run(start)), start)
+            run.config[key] = known.folder.name
+            named.append((run, key))
+            if known is not start:
+                several.add(known.folder.name)
+    for run, key in named:
+        if run.config[key] in several:
+            run.config[key] += " and other seeds"
 
 
 def flatten_run(run: ReportedRun) -> dict[str, Any]:

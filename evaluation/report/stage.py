@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from codegrid.engine.run import Run
 from codegrid.evaluation.report.figure import report_style
+from codegrid.evaluation.report.groups import unify_starts
 from codegrid.evaluation.report.output import log_story, write_runs_table
 from codegrid.evaluation.report.page import render_page
 from codegrid.evaluation.report.read import find_finished_runs, list_roots
@@ -19,6 +20,7 @@ def report(config: DictConfig) -> dict[str, Any] | None:
     with Run.open(config, resumes="has nothing to resume") as run:
         roots = list_roots(run.config.runs)
         reported = find_finished_runs(roots)
+        unify_starts(reported.runs)
         name = Path(roots[0]).resolve().name
         if run.is_dry:
             return run.preview(name, f"report on {len(reported.runs)} runs in")

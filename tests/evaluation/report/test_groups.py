@@ -15,6 +15,7 @@ from codegrid.evaluation.report.groups import (
     mean_over_seeds,
     score_info,
     sort_key,
+    unify_starts,
 )
 from codegrid.evaluation.report.read import ReportedRun
 
@@ -212,3 +213,57 @@ def test_a_score_says_its_range_unless_it_is_that_of_8_bits() -> None:
     assert score_info("psnr", {"range": [0, 255], "depth": 8}).unit == "dB"
     deep = score_info("psnr", {"range": [0, 255], "depth": 16})
     assert deep.axis == "PSNR (dB of the range 0 to 255)"
+
+
+def start(seed: int, K: int = 64, **config: Any) -> ReportedRun:
+    first = run(seed, K, **config)
+    first.folder = Path(f"start-{K}-{seed}")
+    return first
+
+
+def test_runs_that_start_from_seeds_of_one_configuration_are_seeds_too() -> None:
+    starts = [start(seed, K, init=None) for seed in (0, 1) for K in (64, 128)]
+    further = [
+        run(each.seed, each.metrics["K"], init=str(each.folder.absolute())) for each in starts
+    ]
+    unify_starts([*further, *starts])
+    groups = group_runs([*further, *starts])
+    assert [len(group.runs) for group in groups] == [2, 2, 2, 2]
+    assert {str(run.config["init"]) for run in further} == {
+        "start-64-0 and other seeds",
+        "start-128-0 and other seeds",
+    }
+
+
+def test_starts_of_other_configurations_or_of_no_run_in_the_report_set_runs_apart() -> None:
+    starts = [start(0, 64), start(0, 128)]
+    further = [run(init=str(each.folder.absolute())) for each in starts]
+    elsewhere = run(init="/elsewhere/start")
+    unify_starts([*further, elsewhere, *starts])
+    assert [str(run.config["init"]) for run in [*further, elsewhere]] == [
+        "start-64-0",
+        "start-128-0",
+        "/elsewhere/start",
+    ]
+    assert len(group_runs([*further, elsewhere])) == 3
+
+
+def test_a_start_is_found_where_it_was_when_it_trained() -> None:
+    moved = start(0)
+    moved.metrics["run"] = "/before/start"
+    further = run(init="/before/start")
+    unify_starts([moved, further])
+    assert further.config["init"] == "start-64-0"
+
+
+def test_a_chain_of_starts_is_as_many_seeds() -> None:
+    chains = []
+    for seed in (0, 1):
+        first = start(seed)
+        second = run(seed, init=str(first.folder.absolute()), step=2)
+        second.folder, second.time = Path(f"second-{seed}"), "1"
+        third = run(seed, init=str(second.folder.absolute()), step=3)
+        third.time = "2"
+        chains += [third, second, first]
+    unify_starts(chains)
+    assert [len(group.runs) for group in group_runs(chains)] == [2, 2, 2]

@@ -8,7 +8,14 @@ import pytest
 
 from benchmarks.report import make_evaluation_folder, make_run_folder, make_sweep
 from codegrid.engine.errors import InputError
-from codegrid.evaluation.report.groups import comparable_parts, find_varied, flatten_run, group_runs
+from codegrid.evaluation.report.charts import read_group_curve
+from codegrid.evaluation.report.groups import (
+    Group,
+    comparable_parts,
+    find_varied,
+    flatten_run,
+    group_runs,
+)
 from codegrid.evaluation.report.read import (
     ReportedRun,
     count_bits_per_image,
@@ -250,6 +257,16 @@ def test_a_resumed_runs_logs_join_up_and_the_later_one_counts(one: ReportedRun) 
         (one.folder / f"csv/version_{version}").mkdir(exist_ok=True)
         (one.folder / f"csv/version_{version}/metrics.csv").write_text("step,val/psnr\n" + rows)
     assert read_curve(one.folder, "val/psnr") == [(9, 1), (19, 5), (29, 6), (39, 7)]
+
+
+def test_a_run_that_was_validated_at_its_end_alone_has_no_learning_curve(one: ReportedRun) -> None:
+    log = one.folder / "csv/version_0/metrics.csv"
+    log.write_text("step,val/psnr\n799,20\n800,20\n")  # the end of a run is logged again
+    assert read_group_curve(Group({}, [one]), "val/psnr") is None
+    log.write_text("step,val/psnr\n399,19\n799,20\n800,20\n")
+    curve = read_group_curve(Group({}, [one]), "val/psnr")
+    assert curve is not None
+    assert curve[1].tolist() == [399, 799, 800]
 
 
 def test_a_missing_series_is_empty(one: ReportedRun) -> None:
