@@ -1,9 +1,9 @@
 """The tables of docs/tables.md: all bottlenecks at equal bits and images, and all priors on one tokenizer.
 
-python -m benchmarks.tables bottlenecks --images 32000 --seeds 0 1 2 --rows tables.jsonl --write docs/tables.md
-python -m benchmarks.tables bottlenecks --images 32000 --data tiny-imagenet-24 --rows tables.jsonl --write docs/tables.md
-python -m benchmarks.tables priors --ckpt runs/vqgan/shapes --images 64000 --rows tables.jsonl --write docs/tables.md
-python -m benchmarks.tables priors --ckpt runs/vqgan/shapes --speed --rows tables.jsonl
+python -m benchmarks.tables bottlenecks --images 16000 --seeds 0 1 2 --rows docs/tables.jsonl --write docs/tables.md
+python -m benchmarks.tables bottlenecks --images 16000 --data tiny-imagenet-24 --rows docs/tables.jsonl --write docs/tables.md
+python -m benchmarks.tables priors --ckpt runs/demo/tokenizer --images 32000 --rows docs/tables.jsonl --write docs/tables.md
+python -m benchmarks.tables priors --ckpt runs/demo/tokenizer --speed --rows docs/tables.jsonl
 
 Trains each with `python train.py`, one after the other, on as many images whatever the minutes, and judges it with
 `stage=evaluate`: other work on the machine changes nothing but the seconds. With `--speed` each is timed instead, before or
@@ -46,7 +46,8 @@ BATCH = {"bottlenecks": 32, "priors": 64}  # images of an update
 SPEED_SAMPLES = 200  # drawn to measure samples a second
 TIMED_STEPS = (20, 80)  # updates of the two runs whose difference is the time of a step
 JUDGED = (
-    "inception=false", "lpips=null", "references=false", "rates=false", "validity=0", "neighbours=false", "samples=1000",
+    "inception=false", "lpips=null", "references=false", "rates=false", "validity=0", "neighbours=false", "perturb=0", "probe=0",
+    "samples=1000",
 )  # fmt: skip
 
 # Column -> heading and decimals. The figures of training and of stage=evaluate, by their names there.
