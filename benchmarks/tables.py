@@ -298,18 +298,31 @@ def format_table(rows: Sequence[Mapping[str, Any]], timed: Mapping[str, Mapping[
         if table == "priors" and alike[0]["exact"] is False:
             cells[0] = f"at most {cells[0]}"
         lines.append("| " + " | ".join([arm, *cells]) + " |")
-    seeds = sorted({row["seed"] for row in rows})
+    seeds = [str(seed) for seed in sorted({row["seed"] for row in rows})]
+    of_seeds = (
+        f"seeds {', '.join(seeds)}; ± is the 95% interval of the mean over seeds by Student's t"
+    )
+    if len(seeds) == 1:
+        of_seeds = f"seed {seeds[0]} alone, so without intervals"
     steps = sorted({row["steps"] for row in rows})
     lines += [
         "",
-        f"{rows[0]['images']:,} images ({', '.join(map(str, steps))} updates), seeds {', '.join(map(str, seeds))}; ± is the 95% "
-        f"interval of the mean over seeds by Student's t. Machine: {', '.join(sorted({row['machine'] for row in rows}))}; "
-        "speeds by --speed. "
-        "Commands, by the first seed:",
+        f"{rows[0]['images']:,} images ({', '.join(map(str, steps))} updates), {of_seeds}. "
+        f"Machine: {', '.join(sorted({row['machine'] for row in rows}))}; speeds by --speed. Commands, by the first seed:",
         "",
-        *(f"    {row['command']}" for row in rows if row["seed"] == rows[0]["seed"]),
+        *format_commands([row["command"] for row in rows if row["seed"] == rows[0]["seed"]]),
     ]
     return "\n".join(lines)
+
+
+def format_commands(commands: Sequence[str]) -> list[str]:
+    """What commands have in common, and below it the words of each alone, as lines of Markdown."""
+    words = [command.split() for command in commands]
+    common = [word for word in words[0] if all(word in others for others in words)]
+    own = [" ".join(word for word in each if word not in common) for each in words]
+    if not any(own):
+        return [f"    {commands[0]}"]
+    return [f"    {' '.join(common)} ...", *(f"        {line}" for line in own)]
 
 
 def insert_table(text: str, name: str, table: str) -> str:

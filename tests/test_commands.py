@@ -367,6 +367,20 @@ def test_a_prior_is_trained_on_and_samples_codes_of_several_codebooks(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("quantizer", ["residual", "product"])
+def test_of_a_single_codebook_every_stage_has_codes_of_one_codebook(
+    command: Command, tmp_path: Path, quantizer: str
+) -> None:
+    words = [f"quantizer={quantizer}", "quantizer.num_codebooks=1", "loss=vqvae"]
+    assert command("stage=vqgan", *words, *TINY, *BRIEF) == 0
+    assert command("stage=prior", "ckpt=runs/vqgan/shapes", *TINY_PRIOR, *BRIEF) == 0
+    assert command("stage=sample", "ckpt=runs/prior/shapes", "n=5", "accelerator=cpu") == 0
+    assert command("stage=export", "ckpt=runs/vqgan/shapes", "format=[safetensors,onnx]") == 0
+    codes = torch.load(tmp_path / "runs/sample/shapes/codes.pt", weights_only=True)["codes"]
+    assert codes.shape == (5, 4, 4)
+
+
+@pytest.mark.slow
 def test_pictures_larger_than_in_training_are_drawn(command: Command, prior_run: str) -> None:
     line = [
         "stage=sample",

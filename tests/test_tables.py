@@ -127,6 +127,27 @@ def test_a_row_that_is_in_the_file_is_not_measured_again(
     assert len(measured) == 2, "rows that were judged otherwise are others"
 
 
+def test_commands_are_listed_by_what_they_have_in_common() -> None:
+    commands = [
+        "python train.py data=shapes quantizer=vq seed=0",
+        "python train.py data=shapes quantizer=kl K=8 seed=0",
+    ]
+    lines = tables.format_commands(commands)
+    assert lines == [
+        "    python train.py data=shapes seed=0 ...",
+        "        quantizer=vq",
+        "        quantizer=kl K=8",
+    ]
+    assert tables.format_commands(commands[:1]) == [f"    {commands[0]}"]
+
+
+def test_a_table_of_one_seed_says_that_it_has_no_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, keys = choose(monkeypatch, "bottlenecks", "--only", "ema", "--seeds", "0")
+    table = format_table([{**key, **make_row(key, psnr=20.0)} for key in keys], {})
+    assert "seed 0 alone, so without intervals" in table
+    assert "±" not in table
+
+
 def test_a_figure_that_is_no_number_is_none() -> None:
     assert tables.round_figure(math.nan) is None
     assert tables.round_figure(12.345678) == 12.346
@@ -153,7 +174,7 @@ def test_a_table_has_means_over_seeds_with_their_intervals(monkeypatch: pytest.M
     assert "1.000 ± 0.000" in lines[2]
     assert "1.000" not in lines[3]
     assert "128 images (4 updates), seeds 0, 1, 2" in lines[5]
-    assert lines[-2:] == ["    python train.py ema", "    python train.py kl"]
+    assert lines[-3:] == ["    python train.py ...", "        ema", "        kl"]
 
 
 def test_the_time_of_a_step_is_the_difference_of_two_runs(

@@ -1,6 +1,6 @@
 """The base of bottlenecks with several codes per grid position."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -13,7 +13,7 @@ from vqgan.quantizers.base import Quantized, Quantizer, require_indices
 
 
 class MultiCodebook(Quantizer):
-    """`num_codebooks` bottlenecks of one kind, with indices (B, h, w, num_codebooks).
+    """`num_codebooks` bottlenecks of one kind, with indices (B, h, w, num_codebooks), or (B, h, w) of a single one.
 
     The loss is the mean of their losses, and K is the number of codes in each.
     """
@@ -54,6 +54,14 @@ class MultiCodebook(Quantizer):
         """The inner bottlenecks in the order of their indices."""
         return [inner for inner in self.inner if isinstance(inner, Quantizer)]
 
+    def join_codebooks(self, indices: Sequence[Tensor]) -> Tensor:
+        """The indices (B, h, w) of each codebook, in one tensor."""
+        return torch.stack(list(indices), -1) if self.num_codebooks > 1 else indices[0]
+
+    def split_codebooks(self, indices: Tensor) -> tuple[Tensor, ...]:
+        """The indices (B, h, w) of each codebook that one tensor has."""
+        return indices.unbind(-1) if self.num_codebooks > 1 else (indices,)
+
     def code_vectors(self) -> Tensor:
         return torch.cat([inner.code_vectors() for inner in self.inner_quantizers])
 
@@ -69,7 +77,7 @@ class MultiCodebook(Quantizer):
     ) -> Quantized:
         """The outputs of the inner bottlenecks as one; `indices` if theirs are not those of all images."""
         if indices is None:
-            indices = torch.stack([require_indices(part) for part in parts], -1)
+            indices = self.join_codebooks([require_indices(part) for part in parts])
         loss = reduce(add, (part.loss for part in parts)) / len(parts)
         terms = {
             f"{name}_{i}": value

@@ -55,7 +55,7 @@ class Product(MultiCodebook):
         return Quantized(z, z, None, z.new_zeros(()))
 
     def lookup(self, indices: Tensor) -> Tensor:
-        pairs = zip(self.inner_quantizers, indices.unbind(-1), strict=True)
+        pairs = zip(self.inner_quantizers, self.split_codebooks(indices), strict=True)
         return interleave([inner.lookup(own_indices) for inner, own_indices in pairs])
 
     def grow_from(self, smaller: Quantizer, z: Tensor) -> None:

@@ -76,7 +76,7 @@ class Residual(MultiCodebook):
             indices.append(join_images([require_indices(q) for q in coded]))
             residual = residual - join_images([q.z_q.detach() for q in coded])
         z_q = straight_through(carrier, sum_q)
-        return self.combine(z_e, z_q, parts, torch.stack(indices, -1))
+        return self.combine(z_e, z_q, parts, self.join_codebooks(indices))
 
     def count_users(self, n: int, device: torch.device) -> list[int | None]:
         """How many of a batch's n images use each codebook, the first ones; None: all.
@@ -112,16 +112,16 @@ class Residual(MultiCodebook):
         self.draws = 0
 
     def lookup(self, indices: Tensor) -> Tensor:
-        """Indices (B, h, w, n) of the first n codebooks, all or fewer -> z_q (B, dim, h, w)."""
-        first = self.inner_quantizers[: indices.shape[-1]]
-        pairs = zip(first, indices.unbind(-1), strict=True)
+        """Indices (B, h, w, n) of the first n codebooks, all or fewer, or (B, h, w) of a single one -> z_q (B, dim, h, w)."""
+        books = self.split_codebooks(indices)
+        pairs = zip(self.inner_quantizers[: len(books)], books, strict=True)
         parts = [inner.lookup(own_indices) for inner, own_indices in pairs]
         return reduce(add, parts, torch.zeros_like(parts[0]))
 
     def replace(self, q: Quantized, indices: Tensor) -> Tensor:
         """As the base class does; the codebooks that an image does not use stay out."""
         z_q = torch.zeros_like(q.z_q)
-        books = indices.unbind(-1)[: len(q.parts)]
+        books = self.split_codebooks(indices)[: len(q.parts)]
         for inner, part, own in zip(
             self.inner_quantizers[: len(q.parts)], q.parts, books, strict=True
         ):

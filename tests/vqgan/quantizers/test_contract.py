@@ -25,6 +25,7 @@ VARIANTS = [  # name and overrides; each is built from its config, with K=16 if 
     "fsq quantizer.activation=normal quantizer.gradient=diveq",
     "lfq", "bsq", f"simvq {NARROW}", f"ibq {NARROW}",
     f"residual {NARROW}", f"product {NARROW}",
+    f"residual quantizer.num_codebooks=1 {NARROW}", f"product quantizer.num_codebooks=1 {NARROW}",
     "residual quantizer@quantizer.inner=fsq quantizer.dim=null", "residual quantizer@quantizer.inner=simvq quantizer.dim=8",
     "residual quantizer@quantizer.inner=ibq quantizer.dim=8", "residual quantizer@quantizer.inner=gumbel quantizer.dim=8",
     "residual quantizer.nested=0.5 quantizer.dim=8", "product quantizer@quantizer.inner=bsq quantizer.dim=null",
