@@ -504,9 +504,8 @@ def read_group_curve(group: Group, series: str) -> Curve | None:
     last = min(curve[-1, 0] for curve in curves)
     steps = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
     steps = steps[(steps >= first) & (steps <= last)]
-    if (
-        len(steps) < 2 or steps[-1] - steps[0] < 2
-    ):  # a validation after the last update is logged at the end once more
+    # A validation after the last update is logged once more at the end, one step later.
+    if len(steps) < 2 or steps[-1] - steps[0] < 2:
         return None
     if len(steps) > MAX_CURVE_STEPS:
         steps = steps[np.linspace(0, len(steps) - 1, MAX_CURVE_STEPS).round().astype(int)]
